@@ -1,0 +1,150 @@
+"""The build: what it makes, what it records, and what is left when it cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sru_asr import native
+
+ROOT = Path(__file__).resolve().parent.parent
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+needs_nvcc = pytest.mark.skipif(
+    NVCC is None or torch.version.cuda is None, reason="needs nvcc and a CUDA build of PyTorch"
+)
+
+
+def test_build_info() -> None:
+    info = native.build_info()
+    assert info.keys() == {"versions", "cpu", "cuda", "build"}
+    assert info["versions"]["torch"] == torch.__version__
+    assert info["versions"]["python"] == sys.version.split()[0]
+    for part in ("cpu", "cuda"):
+        assert info[part]["loaded"] == (info[part]["missing"] is None)
+    if info["cpu"]["loaded"]:
+        assert info["cpu"]["path"] in ("avx512", "avx2", "portable")
+    if info["cuda"]["loaded"]:
+        assert info["cuda"]["architectures"]
+    json.dumps(info)
+
+
+def test_why_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_missing", {"cuda": "nvcc was not found"})
+    assert native.why_missing("cpu") is None
+    assert native.why_missing("meta") is None
+    reason = native.why_missing("cuda")
+    assert reason is not None and reason.startswith("nvcc was not found. ")
+    assert "SRU_ASR_CUDA=1 pip install --no-build-isolation" in reason
+    assert "no kernels for devices of type 'mps'" in str(native.why_missing("mps"))
+
+
+def test_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "_C_cuda.abi3.so"
+    broken.write_text("not a library")
+    monkeypatch.setattr(native, "_missing", {})
+    monkeypatch.setitem(native.LIBRARIES, "cuda", broken)
+    native._load("cuda")
+    assert "_C_cuda.abi3.so does not load" in str(native.why_missing("cuda"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    if not (ROOT / "setup.py").is_file():
+        pytest.skip("needs a source tree")
+    ignored = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    for folder in ("csrc", "sru_asr"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def build(source: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", "--build-lib", "built"],
+        cwd=source,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_installs_without_a_compiler(source: Path) -> None:
+    done = build(source, CXX="/nonexistent", SRU_ASR_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "The cpu kernels were not built: /nonexistent does not run" in done.stderr
+    record = json.loads((source / "built" / "sru_asr" / "_build.json").read_text())
+    assert not record["cpu"]["built"] and "/nonexistent" in record["cpu"]["reason"]
+    assert record["cuda"]["reason"] == "SRU_ASR_CUDA was 0 during the installation"
+    code = (
+        "import warnings, torch\n"
+        "from sru_asr import native, ops\n"
+        "assert '/nonexistent does not run' in native.build_info()['cpu']['missing']\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(2):\n"
+        "        ops.sru_recurrence(torch.zeros(3, 2, 3, 4), None, torch.zeros(2, 4))\n"
+        "assert ['/nonexistent' in str(w.message) for w in caught] == [True]\n"
+    )
+    path = str(source / "built")
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@pytest.mark.slow
+def test_builds_with_a_compiler(source: Path) -> None:
+    done = build(source, SRU_ASR_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((source / "built" / "sru_asr" / "_build.json").read_text())
+    assert record["cpu"]["built"] and record["cpu"]["seconds"] < 60
+    assert (source / "built" / "sru_asr" / "_C.abi3.so").is_file()
+
+
+@needs_nvcc
+def test_cuda_on_demand_fails_loudly(source: Path) -> None:
+    done = build(source, CXX="/nonexistent", SRU_ASR_CUDA="1", SRU_ASR_CUDA_ARCHS="1.0")
+    assert done.returncode != 0
+    assert "SRU_ASR_CUDA=1, but its kernels were not built" in done.stderr
+
+
+@needs_nvcc
+def test_cuda_kernels_do_not_spill(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            str(NVCC),
+            "-O3",
+            "-std=c++17",
+            "-cubin",
+            "-arch=sm_90",
+            "-Xptxas=-v",
+            "-DUSE_CUDA",
+            "-DTORCH_TARGET_VERSION=0x020a000000000000",
+            "-isystem",
+            str(Path(torch.__file__).parent / "include"),
+            str(ROOT / "csrc" / "recurrence_cuda.cu"),
+            "-o",
+            str(tmp_path / "recurrence.cubin"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    # Forward and backward, with and without highway and tanh, and the sum; in fp32 and fp64.
+    assert len(spills) == 18
+    assert all(stored == loaded == "0" for stored, loaded in spills)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+    assert max(registers) <= 128
