@@ -1,0 +1,160 @@
+"""The SRU++ encoder for speech: a bidirectional stack with attention in every k-th layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sru_asr.padding import padding_mask, steps_of
+from sru_asr.sru import check_dropout, check_lengths
+from sru_asr.srupp import SRUppLayer
+
+
+class SRUEncoder(nn.Module):
+    """A stack of SRU++ layers over padded batches of speech features.
+
+    Every layer projects its input through ``projection_size`` dimensions and runs the elementwise
+    recurrence; layer ``i`` (from 0) has self-attention inside the projection where
+    ``(i + 1) % attention_every == 0``. A sequence gives the same output alone and in any batch.
+
+    Parameters
+    ----------
+    input_size : int
+        Features of the input, F.
+    hidden_size : int
+        Hidden dimensions of one direction.
+    num_layers : int
+        Layers of the stack.
+    projection_size : int
+        Width d' of the projection's bottleneck, about 1/2 to 1/4 of the output's.
+    num_heads : int
+        Attention heads; must divide ``projection_size``.
+    attention_every : int
+        Attention in every so-manieth layer; 0 for none.
+    bidirectional : bool
+        Run both directions. The output has ``hidden_size`` features for each.
+    dropout : float
+        Dropout probability of each layer's output but the last's: one mask for a whole sequence,
+        inside the highway.
+    attention_dropout : float
+        Dropout probability of the attention weights.
+    highway_bias : float
+        Initial bias of the reset gate.
+
+    Attributes
+    ----------
+    output_size : int
+        Features of the output.
+
+    Raises
+    ------
+    ValueError
+        When a size is not positive or ``num_heads`` does not divide ``projection_size``.
+
+    Examples
+    --------
+    >>> import torch, sru_asr
+    >>> encoder = sru_asr.SRUEncoder(80, 128, num_layers=4, projection_size=64, attention_every=2)
+    >>> encoder(torch.randn(2, 50, 80), lengths=torch.tensor([1.0, 0.6])).shape
+    torch.Size([2, 50, 256])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        projection_size: int,
+        num_heads: int = 1,
+        attention_every: int = 2,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        *,
+        attention_dropout: float = 0.0,
+        highway_bias: float = -2.0,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "projection_size": projection_size,
+            "num_heads": num_heads,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if attention_every < 0:
+            raise ValueError(f"attention_every must be 0 (none) or more, got {attention_every}")
+        check_dropout(dropout)
+        check_dropout(attention_dropout)
+        self.input_size = input_size
+        self.output_size = hidden_size * (2 if bidirectional else 1)
+        self.layers = nn.ModuleList(
+            SRUppLayer(
+                input_size if i == 0 else self.output_size,
+                hidden_size,
+                projection_size,
+                num_heads if attention_every and (i + 1) % attention_every == 0 else 0,
+                bidirectional=bidirectional,
+                dropout=dropout if i < num_layers - 1 else 0.0,
+                attention_dropout=attention_dropout,
+                highway_bias=highway_bias,
+            )
+            for i in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(self.output_size)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode a padded batch.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, T, F)
+            Features; what stands in the padding has no effect.
+        lengths : Tensor, shape (B,), optional
+            Relative lengths, 0 to 1; ``round(lengths * T)`` steps are real.
+
+        Returns
+        -------
+        Tensor, shape (B, T, output_size)
+            Encoded features; padded steps exactly 0.
+
+        Raises
+        ------
+        ValueError, TypeError
+            When the input has the wrong shape, or lengths are not relative.
+        """
+        return self.encode_steps(x, steps_of(lengths, x.shape[0], x.shape[1]))[-1]
+
+    def encode_steps(self, x: Tensor, steps: Tensor | None = None) -> list[Tensor]:
+        """Encode a padded batch and return what every layer gave.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, T, F)
+            Features.
+        steps : integer Tensor, shape (B,), optional
+            Real steps of each sequence.
+
+        Returns
+        -------
+        list of Tensor, shape (B, T, output_size)
+            Each layer's output in order; the last is normalised: the encoder's output.
+        """
+        if x.dim() != 3 or x.shape[2] != self.input_size:
+            raise ValueError(f"x must have shape (B, T, {self.input_size}), got {tuple(x.shape)}")
+        padded = attend = None
+        if steps is not None:
+            check_lengths(steps, x.shape[0])
+            padded = padding_mask(steps, x.shape[1])
+            x = x.masked_fill(padded[:, :, None], 0)
+            # A sequence without steps looks at its (zeroed) padding: a softmax over nothing is NaN.
+            attend = ~(padded & (steps > 0)[:, None])[:, None, None, :]
+        h = x.transpose(0, 1)
+        outputs = []
+        for layer in self.layers:
+            h, _ = layer(h, None, steps, attend)
+            outputs.append(h.transpose(0, 1))
+        last = self.norm(outputs[-1])
+        outputs[-1] = last if padded is None else last.masked_fill(padded[:, :, None], 0)
+        return outputs

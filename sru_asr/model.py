@@ -1,0 +1,258 @@
+"""Waveform-to-posteriors models around any encoder, with lengths kept exact all the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sru_asr.padding import padding_mask, steps_of
+from sru_asr.subsampling import ConvSubsampling
+
+FeatureAugment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class SpeechEncoder(nn.Module):
+    """Features, normalisation, subsampling and encoder in one module.
+
+    SpeechBrain carries one relative length through the whole pipeline, which drifts by a frame
+    wherever the frame rate changes, so that a recording's end depends on what it is batched with.
+    Here the steps are counted exactly at each stage: a recording gives the same output alone and
+    in any batch.
+
+    Parameters
+    ----------
+    features : Module
+        SpeechBrain's Fbank: waveforms (B, N) to features (B, T, F), one frame every
+        ``hop_length`` samples, the first centred on the first sample.
+    hop_length : int
+        Samples between frames.
+    normalize : Module
+        SpeechBrain's InputNormalization.
+    subsampling : ConvSubsampling
+        Frame-rate reduction.
+    encoder : Module
+        `SRUEncoder`, or any of SpeechBrain's TransformerASR kind (its ``encode`` is used).
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        hop_length: int,
+        normalize: nn.Module,
+        subsampling: ConvSubsampling,
+        encoder: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.hop_length = hop_length
+        self.normalize = normalize
+        self.subsampling = subsampling
+        self.encoder = encoder
+
+    def forward(self, wavs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode waveforms; the contract of ``encoder`` in SpeechBrain's inference classes.
+
+        Parameters
+        ----------
+        wavs : Tensor, shape (B, N)
+            Waveforms.
+        lengths : Tensor, shape (B,), optional
+            Relative lengths, 0 to 1.
+
+        Returns
+        -------
+        Tensor, shape (B, T, D)
+        """
+        if lengths is None:
+            lengths = torch.ones(len(wavs), device=wavs.device)
+        return self.encode(wavs, lengths)[0]
+
+    def encode(self, wavs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode waveforms and give the relative lengths of the result.
+
+        Parameters
+        ----------
+        wavs : Tensor, shape (B, N)
+            Waveforms.
+        lengths : Tensor, shape (B,)
+            Relative lengths, 0 to 1.
+
+        Returns
+        -------
+        encoded : Tensor, shape (B, T, D)
+        lengths : Tensor, shape (B,)
+            Such that ``round(lengths * T)`` are exactly the real steps.
+        """
+        src, lengths = self.subsampled_features(wavs, lengths)
+        encode = getattr(self.encoder, "encode", self.encoder)
+        return encode(src, lengths), lengths
+
+    def subsampled_features(
+        self,
+        wavs: Tensor,
+        lengths: Tensor,
+        augment: FeatureAugment | None = None,
+        epoch: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what the encoder reads.
+
+        Parameters
+        ----------
+        wavs : Tensor, shape (B, N)
+            Waveforms.
+        lengths : Tensor, shape (B,)
+            Relative lengths, 0 to 1.
+        augment : callable, optional
+            Maps normalised features and relative lengths to augmented ones (SpecAugment).
+        epoch : int, optional
+            Current epoch, for running normalisation statistics.
+
+        Returns
+        -------
+        src : Tensor, shape (B, T, F)
+        lengths : Tensor, shape (B,)
+        """
+        samples = steps_of(lengths, len(wavs), wavs.shape[1])
+        assert samples is not None
+        # The front end stays in fp32 under autocast: log energies do not survive 8 bits.
+        with torch.autocast(wavs.device.type, enabled=False):
+            wavs = wavs.float().masked_fill(padding_mask(samples, wavs.shape[1]), 0)
+            # Log energies are clipped below a sequence's loudest frame, so the frames that overlap
+            # its end are made for the longest sequence too, and cut off for all.
+            feats = self.features(F.pad(wavs, (0, 4 * self.hop_length)))
+            feats = feats[:, : wavs.shape[1] // self.hop_length + 1]
+            frames = torch.where(samples > 0, samples // self.hop_length + 1, 0)
+            # In fp64: SpeechBrain's mask may take one frame of padding in when it rounds in fp32.
+            relative = frames.double() / feats.shape[1]
+            feats = self.normalize(feats, relative, epoch=epoch)
+        relative = relative.float()
+        if augment is not None:
+            feats, relative = augment(feats, relative)
+        src = self.subsampling(feats, relative)
+        steps = steps_of(relative, len(feats), feats.shape[1])
+        assert steps is not None
+        return src, self.subsampling.steps_after(steps) / src.shape[1]
+
+
+class CTCPosteriors(nn.Module):
+    """Waveforms to CTC log posteriors: ``encoder`` of SpeechBrain's EncoderASR.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+        From waveforms to encoded frames.
+    ctc_output : Module
+        Linear layer from encoded frames to the vocabulary.
+    """
+
+    def __init__(self, encoder: SpeechEncoder, ctc_output: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.ctc_output = ctc_output
+
+    def forward(self, wavs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Compute log posteriors, shape (B, T, V); arguments as in `SpeechEncoder`."""
+        return self._posteriors(self.encoder(wavs, lengths))
+
+    def encode(self, wavs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute log posteriors and their exact relative lengths; see `SpeechEncoder.encode`."""
+        encoded, lengths = self.encoder.encode(wavs, lengths)
+        return self._posteriors(encoded), lengths
+
+    def _posteriors(self, encoded: Tensor) -> Tensor:
+        return self.ctc_output(encoded).float().log_softmax(-1)
+
+
+class Posteriors(NamedTuple):
+    """What a `SpeechRecognizer` returns.
+
+    Attributes
+    ----------
+    ctc : Tensor, shape (B, T, V)
+        Log posteriors of the CTC output.
+    attention : Tensor, shape (B, U, V), or None
+        Log posteriors of the attention decoder, for each target position.
+    encoded : Tensor, shape (B, T, D)
+        Encoder output.
+    lengths : Tensor, shape (B,)
+        Relative lengths of ``ctc`` and ``encoded``.
+    """
+
+    ctc: Tensor
+    attention: Tensor | None
+    encoded: Tensor
+    lengths: Tensor
+
+
+class SpeechRecognizer(nn.Module):
+    """A trainable recogniser: encoder, CTC output and, optionally, an attention decoder.
+
+    One module, so that distributed training wraps and synchronises one forward pass.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+        From waveforms to encoded frames. With an attention decoder, its ``encoder`` must be a
+        TransformerASR (`SRUTransformerASR`, or SpeechBrain's own).
+    ctc_output : Module
+        Linear layer from encoded frames to the vocabulary.
+    attention_output : Module, optional
+        Linear layer from decoder states to the vocabulary; None for CTC alone.
+    """
+
+    def __init__(
+        self,
+        encoder: SpeechEncoder,
+        ctc_output: nn.Module,
+        attention_output: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if attention_output is not None and not hasattr(encoder.encoder, "decode"):
+            raise ValueError(
+                "attention_output needs an encoder with a decoder, such as SRUTransformerASR; "
+                f"got {type(encoder.encoder).__name__}"
+            )
+        self.encoder = encoder
+        self.ctc_output = ctc_output
+        self.attention_output = attention_output
+
+    def forward(
+        self,
+        wavs: Tensor,
+        lengths: Tensor,
+        tokens_bos: Tensor | None = None,
+        augment: FeatureAugment | None = None,
+        epoch: int | None = None,
+    ) -> Posteriors:
+        """Compute log posteriors.
+
+        Parameters
+        ----------
+        wavs : Tensor, shape (B, N)
+            Waveforms.
+        lengths : Tensor, shape (B,)
+            Relative lengths, 0 to 1.
+        tokens_bos : integer Tensor, shape (B, U), optional
+            Targets with the beginning-of-sentence token in front, padded with 0; needed for the
+            attention decoder's posteriors.
+        augment, epoch
+            See `SpeechEncoder.subsampled_features`.
+
+        Returns
+        -------
+        Posteriors
+        """
+        src, lengths = self.encoder.subsampled_features(wavs, lengths, augment, epoch)
+        core: Any = self.encoder.encoder
+        attention = None
+        if self.attention_output is not None and tokens_bos is not None:
+            encoded, decoded = core(src, tokens_bos, lengths, pad_idx=0)
+            attention = self.attention_output(decoded).float().log_softmax(-1)
+        else:
+            encoded = getattr(core, "encode", core)(src, lengths)
+        ctc = self.ctc_output(encoded).float().log_softmax(-1)
+        return Posteriors(ctc, attention, encoded, lengths)

@@ -1,0 +1,179 @@
+"""SRU++: the recurrence with self-attention inside its projection."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sru_asr.recurrence import Recurrence
+
+
+class AttentiveProjection(nn.Module):
+    """Project the input to the recurrence's lanes through a narrow, attentive bottleneck.
+
+    ::
+
+        z = W1 x
+        k, v = W2 z ;  a = softmax(z k^T / sqrt(d_head)) v
+        u = W3 LayerNorm(z + alpha * a)
+
+    ``alpha`` is one learned scalar, initially 0, so training starts from the recurrence alone.
+    There is no positional encoding: the recurrence carries order. Without attention ``a = 0``.
+    Lei, "When Attention Meets Fast Recurrence: Training Language Models with Reduced Compute",
+    EMNLP 2021, section 3.
+
+    Parameters
+    ----------
+    input_size : int
+        Features of x.
+    projection_size : int
+        Bottleneck d', a multiple of ``num_heads``.
+    output_size : int
+        Rows of W3: lanes times the recurrence's width.
+    num_heads : int
+        Attention heads; 0 for a projection without attention.
+    dropout : float
+        Dropout probability of the attention weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.srupp import AttentiveProjection
+    >>> AttentiveProjection(16, 8, 48, num_heads=2)(torch.randn(5, 3, 16)).shape
+    torch.Size([5, 3, 48])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        projection_size: int,
+        output_size: int,
+        num_heads: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_heads and projection_size % num_heads:
+            raise ValueError(
+                f"projection_size must be a multiple of num_heads, got {projection_size} "
+                f"and {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.down = nn.Linear(input_size, projection_size, bias=False)
+        self.norm = nn.LayerNorm(projection_size)
+        self.up = nn.Linear(projection_size, output_size, bias=False)
+        if num_heads:
+            self.key_value = nn.Linear(projection_size, 2 * projection_size, bias=False)
+            self.alpha = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw Xavier-uniform matrices and start without attention."""
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        self.norm.reset_parameters()
+        if self.num_heads:
+            nn.init.zeros_(self.alpha)
+
+    def forward(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
+        """Project a whole sequence.
+
+        Parameters
+        ----------
+        x : Tensor, shape (T, B, input_size)
+            Input; padded steps must be finite.
+        attend : Tensor of bool, broadcastable to (B, heads, T, T), optional
+            True where a step may look; everywhere by default.
+
+        Returns
+        -------
+        Tensor, shape (T, B, output_size)
+        """
+        z = self.down(x)
+        if self.num_heads:
+            q, k, v = (self._split(t) for t in (z, *self.key_value(z).chunk(2, dim=-1)))
+            a = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=attend, dropout_p=self.dropout if self.training else 0.0
+            )
+            z = z + self.alpha * a.permute(2, 0, 1, 3).flatten(2)
+        return self.up(self.norm(z))
+
+    def _split(self, z: Tensor) -> Tensor:
+        """(T, B, d') to (B, heads, T, d_head)."""
+        return z.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+
+
+class SRUppLayer(nn.Module):
+    """One SRU++ layer: attentive projection, then the recurrence with its highway.
+
+    Parameters are those of `sru_asr.SRUEncoder`, with ``num_heads = 0`` for a layer without
+    attention.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.srupp import SRUppLayer
+    >>> h, c_n = SRUppLayer(16, 8, 4)(torch.randn(5, 3, 16))
+    >>> h.shape, c_n.shape
+    (torch.Size([5, 3, 16]), torch.Size([3, 16]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        projection_size: int,
+        num_heads: int = 1,
+        *,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        highway_bias: float = -2.0,
+    ) -> None:
+        super().__init__()
+        width = hidden_size * (2 if bidirectional else 1)
+        lanes = 3 if input_size == width else 4
+        self.project = AttentiveProjection(
+            input_size, projection_size, lanes * width, num_heads, attention_dropout
+        )
+        self.recurrence = Recurrence(
+            hidden_size,
+            lanes,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            highway_bias=highway_bias,
+        )
+        self.recurrence.reset_parameters(v_range=1.0)
+        if lanes == 4:
+            with torch.no_grad():
+                self.project.up.weight[3 * width :] *= self.recurrence.alpha
+
+    def forward(
+        self,
+        x: Tensor,
+        c0: Tensor | None = None,
+        lengths: Tensor | None = None,
+        attend: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer.
+
+        Parameters
+        ----------
+        x : Tensor, shape (T, B, input_size)
+            Input; padded steps must be finite.
+        c0 : Tensor, shape (B, D), optional
+            State before the first step.
+        lengths : integer Tensor, shape (B,), optional
+            Real steps of each sequence.
+        attend : Tensor of bool, broadcastable to (B, heads, T, T), optional
+            Where attention may look.
+
+        Returns
+        -------
+        h : Tensor, shape (T, B, D)
+        c_n : Tensor, shape (B, D)
+        """
+        u = self.project(x, attend).unflatten(-1, (self.recurrence.num_lanes, -1))
+        return self.recurrence(u, x, c0, lengths)
