@@ -1,0 +1,76 @@
+"""Normalisation does what its one-line description says, and nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sru_asr.text import PRESETS, Normalization
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  a \t b\u00a0 c\n", "a b c"),
+        ("Hello, World!", "Hello, World!"),
+        ("", ""),
+        ("   ", ""),
+        ("cafe\u0301", "cafe\u0301"),
+    ],
+)
+def test_none_changes_white_space_only(text, expected):
+    assert Normalization()(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, World!", "hello world"),
+        ("DON'T", "don't"),
+        ("don’t", "don't"),
+        ("rock 'n' roll", "rock n roll"),
+        ("the dogs' 'quoted' o'clock", "the dogs quoted o'clock"),
+        ("forty-two", "forty two"),
+        ("one,two", "one two"),
+        ("a_b", "a b"),
+        ("¿Qué?", "qué"),
+        ("cafe\u0301", "café"),
+        ("l’été", "l'été"),
+        ("你好。", "你好"),
+        ("5 $ + 3 €", "5 $ + 3 €"),
+        ("- ...", ""),
+        ("A", "a"),
+    ],
+)
+def test_basic(text, expected):
+    assert Normalization.preset("basic")(text) == expected
+
+
+def test_options_act_alone():
+    assert Normalization(upper_case=True)("straße, ok") == "STRASSE, OK"
+    assert Normalization(lower_case=True)("Hi, YOU") == "hi, you"
+    assert Normalization(remove_punctuation=True)("Hi, YOU") == "Hi YOU"
+    assert Normalization(compose=True)("E\u0301!") == "É!"
+
+
+def test_contradiction_and_unknown_preset_are_refused():
+    with pytest.raises(ValueError, match="exclude each other"):
+        Normalization(lower_case=True, upper_case=True)
+    with pytest.raises(ValueError, match="unknown normalisation 'whisper'.*none, basic"):
+        Normalization.preset("whisper")
+
+
+def test_description_is_one_line_and_names_every_step():
+    everything = Normalization(upper_case=True, compose=True, remove_punctuation=True)
+    assert len(str(everything).splitlines()) == 1
+    for step in ("upper case", "NFC", "punctuation removed", "single spaces"):
+        assert step in str(everything)
+        assert (step in str(Normalization())) == (step == "single spaces")
+
+
+@given(st.text())
+@pytest.mark.parametrize("preset", PRESETS)
+def test_idempotent_and_single_spaced(preset, text):
+    normalize = Normalization.preset(preset)
+    once = normalize(text)
+    assert normalize(once) == once
+    assert once == " ".join(once.split())
