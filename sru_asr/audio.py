@@ -1,0 +1,241 @@
+"""Reading recordings: any format, sample rate and channel count in, one mono tensor out.
+
+libsndfile (through soundfile) decodes WAV, FLAC, MP3, OGG, NIST SPHERE and more. What it leaves
+to its caller is done here: a file cut short is an error rather than a shorter recording, and
+every error is an `AudioError` that names the file, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["AudioError", "AudioInfo", "audio_info", "read_audio"]
+
+StrPath = str | os.PathLike[str]
+
+# Frames decoded at a time: the channels of a long recording never lie in memory together.
+BLOCK_FRAMES = 1 << 18
+# The length of an MP3 is itself derived from its frames of up to 1152 samples; encoders that
+# round differently are not truncated files.
+MP3_TOLERANCE = 2 * 1152
+# Programs that write WAV into a pipe put a size at or near the maximum: it means "unknown".
+WAV_UNKNOWN_SIZE = 0x7FF00000
+
+
+class AudioError(ValueError):
+    """A file that cannot be used as a recording; the message says which, and why."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of an audio file says.
+
+    Attributes
+    ----------
+    duration : float
+        Seconds.
+    sample_rate : int
+        Samples per second in one channel.
+    channels : int
+        Number of channels.
+    """
+
+    duration: float
+    sample_rate: int
+    channels: int
+
+
+def audio_info(path: StrPath, decode: bool = False) -> AudioInfo:
+    """Read the header of an audio file.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    decode : bool
+        Decode the audio too, to be sure that `read_audio` will succeed.
+
+    Returns
+    -------
+    AudioInfo
+        Duration, sample rate and channels.
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, a folder, empty, not audio, without samples, or (WAV and SPHERE)
+        shorter than its header says. Damaged audio behind an intact header shows with `decode`.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, soundfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "stereo.wav")
+    >>> soundfile.write(path, np.zeros((4000, 2)), 8000)
+    >>> audio_info(path)
+    AudioInfo(duration=0.5, sample_rate=8000, channels=2)
+    >>> folder.cleanup()
+    """
+    if decode:
+        _decode(path)
+    with _open(path) as file:
+        return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+
+
+def read_audio(path: StrPath, sample_rate: int = 16000) -> torch.Tensor:
+    """Read a recording as one mono signal.
+
+    Parameters
+    ----------
+    path : str or path
+        The file, any sample rate, any number of channels.
+    sample_rate : int
+        The sample rate of the result; another one in the file is resampled.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, one dimension, the mean over channels, integer formats scaled to [-1, 1).
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, a folder, empty, not audio, cut short or damaged, without
+        samples, or contains NaN or infinite samples.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, soundfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "stereo.wav")
+    >>> soundfile.write(path, np.full((4000, 2), [0.5, 0.25]), 8000)
+    >>> signal = read_audio(path)
+    >>> signal.shape, signal.dtype
+    (torch.Size([8000]), torch.float32)
+    >>> round(signal[4000].item(), 3)
+    0.375
+    >>> folder.cleanup()
+    """
+    # Here and not above: reading headers, which is all a preparation does, needs no torch.
+    import torch
+
+    samples, file_rate = _decode(path)
+    signal = torch.from_numpy(samples)
+    if file_rate != sample_rate:
+        from torchaudio.functional import resample
+
+        signal = resample(signal, file_rate, sample_rate)
+    return signal
+
+
+def _decode(path: StrPath) -> tuple[np.ndarray, int]:
+    """Mono float32 samples and their rate."""
+    with _open(path) as file:
+        try:
+            # Not file.blocks(): after a short read it yields a full block, its end left unfilled.
+            blocks = []
+            while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                blocks.append(block.mean(axis=1))
+        except soundfile.LibsndfileError as error:
+            raise _error(
+                path,
+                f"{file.format} audio that cannot be decoded ({_reason(error)})",
+                f"{file.frames} intact samples (is the file truncated or damaged?)",
+            ) from error
+        samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+        tolerance = MP3_TOLERANCE if file.format == "MP3" else 0
+        if len(samples) < file.frames - tolerance:
+            raise _truncated(path, f"{len(samples)} samples", f"{file.frames} samples")
+        finite = np.isfinite(samples)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            raise _error(
+                path,
+                f"{len(finite) - np.count_nonzero(finite)} NaN or infinite samples, the first "
+                f"at {first / file.samplerate:.3f} s",
+                "finite samples",
+            )
+        return samples, file.samplerate
+
+
+def _open(path: StrPath) -> soundfile.SoundFile:
+    """Open for reading, once everything that the header can tell has been checked."""
+    audio = "an audio file (WAV, FLAC, MP3, OGG, SPHERE, ...)"
+    if not os.path.exists(path):
+        raise _error(path, "no such file", audio)
+    if os.path.isdir(path):
+        raise _error(path, "a folder", audio)
+    if os.path.getsize(path) == 0:
+        raise _error(path, "an empty file (0 bytes)", audio)
+    if os.path.splitext(path)[1].lower() == ".raw":
+        raise _error(path, "a .raw file, which has no header", audio)
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise _error(path, f"a file that is not audio ({_reason(error)})", audio) from error
+    try:
+        if file.frames == 0:
+            raise _error(path, "0 samples", "at least one sample")
+        if not file.seekable() or file.frames >= 1 << 62:
+            raise _error(path, f"a {file.format} header without a length", "a known length")
+        _check_size(path, file.format)
+    except AudioError:
+        file.close()
+        raise
+    return file
+
+
+def _check_size(path: StrPath, file_format: str) -> None:
+    """Compare the size that a WAV or SPHERE header promises with the file's own.
+
+    libsndfile corrects these headers silently, so that half a file reads as half a recording.
+    (A truncated FLAC or MP3 shows while decoding.)
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file_format in ("WAV", "WAVEX") and file.read(4) == b"RIFF":
+            file.seek(12)
+            while len(header := file.read(8)) == 8:
+                chunk_size = int.from_bytes(header[4:], "little")
+                if header[:4] == b"data":
+                    found = size - file.tell()
+                    if found < chunk_size < WAV_UNKNOWN_SIZE:
+                        raise _truncated(path, f"{found} bytes", f"{chunk_size} bytes")
+                    return
+                file.seek(chunk_size + chunk_size % 2, os.SEEK_CUR)
+        elif file_format == "NIST":
+            header = file.read(1024)
+            fields = dict(re.findall(rb"(\w+) -i (\d+)", header))
+            frames, channels, width = (
+                int(fields.get(name, 0))
+                for name in (b"sample_count", b"channel_count", b"sample_n_bytes")
+            )
+            # The header's length is its second line, nearly always 1024.
+            found = size - int(header.split(maxsplit=2)[1])
+            if found < frames * channels * width:
+                raise _truncated(path, f"{found} bytes", f"{frames * channels * width} bytes")
+
+
+def _truncated(path: StrPath, found: str, expected: str) -> AudioError:
+    return _error(path, f"{found} of audio (a truncated file)", f"{expected}, as its header says")
+
+
+def _error(path: StrPath, found: str, expected: str) -> AudioError:
+    return AudioError(f"audio file {os.fspath(path)}: found {found}, expected {expected}")
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words, without its prefix and final full stop."""
+    words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return words.removeprefix("Error : ").rstrip(".")

@@ -1,0 +1,242 @@
+"""Manifests: what is written is read back, and whatever is wrong is named, all at once."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from sru_asr.manifest import (
+    ManifestError,
+    Utterance,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
+
+HEADER = "ID,duration,wav,spk_id,wrd\n"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A data root with two recordings (any bytes do: manifests only look files up)."""
+    root = tmp_path / "data root"
+    root.mkdir()
+    for name in ("a.wav", "b.wav"):
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def write(tmp_path, text, name="m.csv"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems_of(path, **kwargs):
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(path, **kwargs)
+    assert str(path) in str(caught.value)
+    return caught.value.problems
+
+
+def test_what_is_written_is_read_back_in_order(tmp_path):
+    utterances = [
+        Utterance("z", 1.25, "{data_root}/z.wav", "anna", "SAY, PLEASE"),
+        Utterance("a", 0.1, "/abs/a.flac", "", 'A "QUOTED" WORD'),
+        Utterance("ü", 3.0, "ü.wav", "bob", "ÜBER"),
+    ]
+    path = tmp_path / "new folder" / "m.csv"
+    write_manifest(path, utterances)
+    assert path.read_text(encoding="utf-8").startswith(HEADER)
+    assert read_manifest(path) == utterances
+
+
+def test_speechbrain_reads_what_is_written(tmp_path):
+    dataio = pytest.importorskip("speechbrain.dataio.dataio")
+    path = tmp_path / "m.csv"
+    write_manifest(path, [Utterance("u", 1.5, "/a.wav", "anna", "A, B")])
+    expected = {"duration": 1.5, "wav": "/a.wav", "spk_id": "anna", "wrd": "A, B"}
+    assert dataio.load_data_csv(path) == {"u": expected}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = write(tmp_path, "old")
+
+    def utterances():
+        yield Utterance("u", 1.0, "u.wav", "", "A")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_manifest(path, utterances())
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["m.csv"]
+
+
+@pytest.mark.parametrize(
+    "wav", ["{data_root}/a.wav", "$data_root/a.wav", "a.wav"], ids=["braces", "dollar", "relative"]
+)
+def test_data_root_locates_the_audio(tmp_path, corpus, wav):
+    path = write(tmp_path, f"{HEADER}u,1.0,{wav},s,A\n")
+    for data_root in (corpus, str(corpus)):
+        (utterance,) = check_manifest(path, data_root)
+        assert os.path.samefile(utterance.wav, corpus / "a.wav")
+
+
+def test_data_root_leaves_absolute_paths_alone(tmp_path, corpus):
+    path = write(tmp_path, f"{HEADER}u,1.0,{corpus}/a.wav,s,A\n")
+    (utterance,) = check_manifest(path, data_root="/elsewhere")
+    assert utterance.wav == f"{corpus}/a.wav"
+
+
+def test_a_placeholder_without_data_root_is_named(tmp_path):
+    path = write(tmp_path, HEADER + "u,1.0,{data_root}/a.wav,s,A\n")
+    assert read_manifest(path)[0].wav == "{data_root}/a.wav"
+    (problem,) = problems_of(path)
+    assert "ID 'u'" in problem
+    assert "data_root was not given" in problem
+
+
+def test_csv_details_that_people_write(tmp_path, corpus):
+    """A byte-order mark, Windows line ends, spaces after commas, other columns, no spk_id."""
+    text = "\ufeffID, duration, wav, wrd, lang\r\nu, 1, a.wav, A B, en\r\n"
+    path = write(tmp_path, text)
+    assert check_manifest(path, corpus) == [Utterance("u", 1.0, f"{corpus}/a.wav", "", "A B")]
+
+
+def test_json(tmp_path, corpus):
+    table = {
+        "u1": {"duration": 1.5, "wav": "{data_root}/a.wav", "wrd": "A", "spk_id": "s", "words": 1},
+        "u2": {"duration": "2", "wav": "{data_root}/b.wav", "wrd": "B"},
+    }
+    path = write(tmp_path, json.dumps(table), "m.json")
+    assert check_manifest(path, corpus) == [
+        Utterance("u1", 1.5, f"{corpus}/a.wav", "s", "A"),
+        Utterance("u2", 2.0, f"{corpus}/b.wav", "", "B"),
+    ]
+
+
+def test_a_missing_audio_file_is_named(tmp_path, corpus):
+    path = write(tmp_path, HEADER + "u1,1.0,a.wav,s,A\nu2,1.0,gone.wav,s,B\n")
+    assert len(read_manifest(path, corpus)) == 2
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(path, corpus)
+    assert str(caught.value) == (
+        f"manifest {path}: line 3 (ID 'u2'): audio file {corpus}/gone.wav does not exist"
+    )
+
+
+def test_all_problems_are_reported_at_once(tmp_path, corpus):
+    (corpus / "empty.wav").touch()
+    rows = [
+        "ok,1.0,a.wav,s,A",
+        "ok,1.0,b.wav,s,A",
+        "text,1.0,a.wav,s,",
+        "zero,0,a.wav,s,A",
+        "unparsable,1.0 s,a.wav,s,A",
+        "nan,nan,a.wav,s,A",
+        "negative,-1,gone.wav,s,A",
+        "empty,1.0,empty.wav,s,A",
+        "folder,1.0,.,s,A",
+        "nowav,1.0,,s,A",
+        ",1.0,a.wav,s,A",
+        "short,1.0",
+        "long,1.0,a.wav,s,A,B",
+    ]
+    problems = problems_of(write(tmp_path, HEADER + "\n".join(rows)), data_root=corpus)
+    expected = [
+        ("line 3 (ID 'ok')", "duplicate ID, first at line 2"),
+        ("line 4 (ID 'text')", "empty wrd"),
+        ("line 5 (ID 'zero')", "duration '0', expected a positive number of seconds"),
+        ("line 6 (ID 'unparsable')", "duration '1.0 s'"),
+        ("line 7 (ID 'nan')", "duration 'nan'"),
+        ("line 8 (ID 'negative')", "duration '-1'"),
+        ("line 11 (ID 'nowav')", "empty wav"),
+        ("line 12", "empty ID"),
+        ("line 13 (ID 'short')", "empty wav"),
+        ("line 13 (ID 'short')", "empty wrd"),
+        ("line 14 (ID 'long')", "more cells than columns"),
+        ("line 9 (ID 'empty')", "is empty (0 bytes)"),
+        ("line 10 (ID 'folder')", "is a folder"),
+    ]
+    assert len(problems) == len(expected)
+    for problem, (place, what) in zip(problems, expected, strict=True):
+        assert problem.startswith(place + ": ")
+        assert what in problem
+
+
+def test_the_message_stops_at_twenty_problems(tmp_path):
+    path = write(tmp_path, HEADER + "".join(f"u{i},1.0,/gone/{i}.wav,s,A\n" for i in range(25)))
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"manifest {path}: 25 problems"
+    assert len(lines) == 1 + 20 + 1
+    assert lines[-1].strip() == "... and 5 more"
+    assert len(caught.value.problems) == 25
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("m.csv", "ID,length,path\nu,1.0,a.wav\n"), ("m.json", '{"u": {"length": 1, "path": "a"}}')],
+)
+def test_missing_columns_are_said_once(tmp_path, name, text):
+    (problem,) = problems_of(write(tmp_path, text, name))
+    assert problem == (
+        "missing columns duration, wav, wrd "
+        "(found ID, length, path; expected ID, duration, wav, spk_id, wrd)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("m.csv", ""), ("m.csv", HEADER), ("m.csv", "\n\n"), ("m.json", "{}")]
+)
+def test_an_empty_manifest(tmp_path, name, text):
+    (problem,) = problems_of(write(tmp_path, text, name))
+    assert problem.startswith("is empty: found no utterances")
+
+
+def test_duplicate_ids_in_json(tmp_path, corpus):
+    entry = '"u": {"duration": 1, "wav": "a.wav", "wrd": "A"}'
+    path = write(tmp_path, f"{{{entry}, {entry}}}", "m.json")
+    assert problems_of(path, data_root=corpus) == [
+        "entry 2 (ID 'u'): duplicate ID, first at entry 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("m.json", b'{"u": ', "not valid JSON"),
+        ("m.json", b"[1, 2]", "found a list at the top, expected an object of IDs"),
+        ("m.json", b'{"u": 3}', "ID 'u': found 3, expected an object"),
+        ("m.csv", b"ID,duration\n\xff\xfe", "not UTF-8"),
+        ("m.csv", HEADER.encode() + b'u,1,"' + b"x" * 200_000 + b'",s,A\n', "not valid CSV"),
+        ("m.txt", b"", "found suffix '.txt', expected .csv or .json"),
+    ],
+    ids=["cut json", "json list", "json number", "latin", "huge cell", "suffix"],
+)
+def test_files_that_are_not_manifests(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content)
+    (problem,) = problems_of(path)
+    assert expected in problem
+
+
+def test_a_missing_manifest_and_a_folder(tmp_path):
+    assert problems_of(tmp_path / "gone.csv") == ["does not exist"]
+    (tmp_path / "folder.csv").mkdir()
+    assert problems_of(tmp_path / "folder.csv") == ["found a folder, expected a .csv file"]
+
+
+def test_the_error_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(ManifestError("a.csv", ["one", "two"])))
+    assert isinstance(error, ValueError)
+    assert (error.path, error.problems) == ("a.csv", ["one", "two"])
+
+
+def test_importing_needs_no_torch():
+    code = "import sys, sru_asr.manifest; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
