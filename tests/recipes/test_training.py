@@ -1,0 +1,237 @@
+"""Recipes end to end on very small corpora."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sru_asr.plot import read_train_log
+
+ROOT = Path(__file__).resolve().parents[2]
+AN4 = ROOT.parent / "shared/data/an4"
+
+SMALL_COMMANDS = {
+    "num_train": 64, "num_valid": 8, "num_test": 8, "number_of_epochs": 2, "max_batch_seconds": 30,
+    "num_buckets": 2, "channels": "[8, 8]", "hidden_size": 32, "projection_size": 16,
+    "num_layers": 2,
+}  # fmt: skip
+SMALL_AN4 = {
+    "number_of_epochs": 1, "channels": "[8, 8]", "d_model": 32, "encoder_size": 32,
+    "projection_size": 16, "num_encoder_layers": 2, "num_decoder_layers": 1,
+}  # fmt: skip
+
+
+def command(
+    recipe: str, hparams: str, overrides: dict[str, object], *options: str
+) -> list[str | Path]:
+    """The command line of a recipe with overrides."""
+    pairs = [f"--{key}={value}" for key, value in overrides.items()]
+    script = ROOT / "recipes" / recipe / "train.py"
+    return [sys.executable, script, ROOT / "hparams" / hparams, "--device=cpu", *pairs, *options]
+
+
+def run(arguments: list[str | Path], folder: Path, **kwargs: object) -> subprocess.CompletedProcess:
+    """Run a command in a folder."""
+    return subprocess.run(
+        [str(a) for a in arguments], cwd=folder, text=True, capture_output=True, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained Commands model's experiment folder, beside its corpus."""
+    pytest.importorskip("espeakng_loader")
+    folder = tmp_path_factory.mktemp("commands")
+    done = run(
+        command(
+            "Commands",
+            "commands/srupp_ctc.yaml",
+            {**SMALL_COMMANDS, "data_folder": "corpus"} | {"output_folder": "results"},
+            "--noprogressbar",
+        ),
+        folder,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_training_leaves_what_the_interface_promises(trained: Path) -> None:
+    results = trained / "results"
+    for split, count in (("valid", 8), ("test", 8)):
+        score = json.loads((results / f"score_{split}.json").read_text())
+        assert list(score) == [
+            "wer", "words", "substitutions", "deletions", "insertions", "ci95", "cer",
+            "utterances", "decoder", "seed", "parameters",
+        ]  # fmt: skip
+        assert score["utterances"] == count
+        assert score["decoder"] == "greedy CTC"
+        assert score["seed"] == 1
+        state = torch.load(results / "model" / "model.ckpt", weights_only=True)
+        buffers = sum(v.numel() for k, v in state.items() if "features" in k)
+        assert score["parameters"] == sum(v.numel() for v in state.values()) - buffers
+        assert (results / f"wer_{split}.txt").read_text().strip()
+    assert (results / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert read_train_log(results / "train_log.txt")["epoch"] == [1, 2]
+
+
+def test_loss_falls(trained: Path) -> None:
+    log = read_train_log(trained / "results" / "train_log.txt")
+    assert log["train loss"][1] < log["train loss"][0]
+
+
+def test_speechbrain_and_the_command_line_read_the_model_folder_alike(trained: Path) -> None:
+    wavs = sorted((trained / "corpus" / "test").glob("*.wav"))
+    script = """
+import sys
+from speechbrain.inference.ASR import EncoderASR
+model = EncoderASR.from_hparams(source=sys.argv[1], savedir=sys.argv[2])
+for wav in sys.argv[3:]:
+    print("TEXT", model.transcribe_file(wav))
+"""
+    theirs = run(
+        [sys.executable, "-c", script, trained / "results/model", trained / "cache", *wavs], trained
+    )
+    assert theirs.returncode == 0, theirs.stderr
+    texts = [line[5:] for line in theirs.stdout.splitlines() if line.startswith("TEXT")]
+    out = trained / "transcripts"
+    ours = run(
+        [sys.executable, "-m", "sru_asr.cli", "transcribe", *wavs]
+        + ["--model", trained / "results/model", "--output-dir", out],
+        trained,
+    )
+    assert ours.returncode == 0, ours.stderr
+    assert [(out / f"{wav.stem}.txt").read_text().strip() for wav in wavs] == [
+        text.strip() for text in texts
+    ]
+
+
+def test_finished_training_is_not_repeated(trained: Path) -> None:
+    before = (trained / "results" / "train_log.txt").read_text()
+    done = run(
+        command(
+            "Commands",
+            "commands/srupp_ctc.yaml",
+            {**SMALL_COMMANDS, "data_folder": "corpus"} | {"output_folder": "results"},
+            "--noprogressbar",
+        ),
+        trained,
+    )
+    assert done.returncode == 0, done.stderr
+    after = (trained / "results" / "train_log.txt").read_text()
+    assert after.startswith(before)
+    assert "epoch: " not in after[len(before) :]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ({"data_folder": "nowhere"}, r"nowhere"),
+        ({"hiden_size": 3}, r"hiden_size"),
+        ({"output_neurons": 29}, r"output_neurons: 30"),
+        ({"encoder_size": 31}, r"encoder_size must be even .* got 31"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_training(
+    tmp_path: Path, overrides: dict[str, object], found: str
+) -> None:
+    if "output_neurons" in overrides and not AN4.is_dir():
+        pytest.skip("needs the AN4 corpus")
+    arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4, **overrides}
+    done = run(command("AN4", "an4/srupp_ctc_attention.yaml", arguments), tmp_path)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert re.search(found, errors[0])
+    assert "Traceback" not in done.stderr
+    assert "Going into epoch" not in done.stderr + done.stdout
+
+
+def test_unknown_option_in_the_yaml_is_named(tmp_path: Path) -> None:
+    text = (ROOT / "hparams/commands/srupp_ctc.yaml").read_text()
+    (tmp_path / "typo.yaml").write_text(text + "\nnum_averaged_checkpoint: 7\n")
+    done = run(
+        [sys.executable, ROOT / "recipes/Commands/train.py", "typo.yaml", "--device=cpu"], tmp_path
+    )
+    assert done.returncode == 2
+    assert "unknown option 'num_averaged_checkpoint'; did you mean 'num_averaged_checkpoints'" in (
+        done.stderr
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not AN4.is_dir(), reason="needs the AN4 corpus")
+@pytest.mark.parametrize("options", [(), ("--precision=bf16",)])
+def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[str, ...]) -> None:
+    arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4}
+    # An untrained decoder never ends a hypothesis by itself.
+    text = (ROOT / "hparams/an4/srupp_ctc_attention.yaml").read_text()
+    short = tmp_path / "short.yaml"
+    short.write_text(text.replace("max_decode_ratio: 1.0", "max_decode_ratio: 0.05"))
+    done = run(
+        [*command("AN4", short.name, arguments, "--noprogressbar", *options)[:2], short]
+        + command("AN4", short.name, arguments, "--noprogressbar", *options)[3:],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    score = json.loads((tmp_path / "results/score_valid.json").read_text())
+    assert score["utterances"] == 103
+    assert score["decoder"] == "joint CTC/attention beam"
+    assert (tmp_path / "results/model/hyperparams.yaml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2.0, 5.0])
+def test_killed_training_resumes_and_reaches_the_same_epoch(tmp_path: Path, seconds: float) -> None:
+    arguments = command(
+        "Commands",
+        "commands/srupp_ctc.yaml",
+        {**SMALL_COMMANDS, "number_of_epochs": 12}
+        | {"data_folder": "corpus", "output_folder": "results"},
+        "--noprogressbar",
+    )
+    log = tmp_path / "results/train_log.txt"
+    with subprocess.Popen(
+        [str(a) for a in arguments], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+    epochs = read_train_log(log)["epoch"]
+    assert 1 <= len(epochs) < 12, "killed too late to test anything"
+    done = run(arguments, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_train_log(log)["epoch"] == list(range(1, 13))
+    lines = log.read_text().splitlines()
+    repeated = [line for line in lines if re.match(r"epoch: 1,", line)]
+    assert len(repeated) == 1, "started again from the first epoch"
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    arguments = [
+        str(a)
+        for a in command(
+            "Commands",
+            "commands/srupp_ctc.yaml",
+            {**SMALL_COMMANDS, "data_folder": "corpus"} | {"output_folder": "results"},
+            "--noprogressbar",
+            "--distributed_backend=gloo",
+        )
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = run([*launcher, "--nproc_per_node=2", *arguments[1:]], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_train_log(tmp_path / "results/train_log.txt")["epoch"] == [1, 2]
+    assert json.loads((tmp_path / "results/score_test.json").read_text())["utterances"] == 8
