@@ -1,0 +1,131 @@
+"""The attentive projection against an explicit softmax, and the SRU++ layer around it."""
+
+import math
+
+import pytest
+import torch
+
+from sru_asr.recurrence import Recurrence
+from sru_asr.srupp import AttentiveProjection, SRUppLayer
+
+
+def written_out(project, x, visible):
+    """The projection as the docstring has it; x (T, F), visible: how many steps may be seen."""
+    z = x @ project.down.weight.T
+    if project.num_heads:
+        width = z.shape[1]
+        keys, values = (z @ matrix.T for matrix in project.key_value.weight.split(width))
+        head = width // project.num_heads
+        a = torch.zeros_like(z)
+        for i in range(0, width, head):
+            part = slice(i, i + head)
+            for t in range(len(z)):
+                scores = keys[:visible, part] @ z[t, part] / math.sqrt(head)
+                weights = scores.exp() / scores.exp().sum()
+                a[t, part] = weights @ values[:visible, part]
+        z = z + project.alpha * a
+    mean, variance = z.mean(-1, keepdim=True), z.var(-1, unbiased=False, keepdim=True)
+    z = (z - mean) / torch.sqrt(variance + 1e-5) * project.norm.weight + project.norm.bias
+    return z @ project.up.weight.T
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 2, 6])
+def test_projection_is_an_explicit_softmax(num_heads):
+    project = AttentiveProjection(5, 6, 12, num_heads).double()
+    with torch.no_grad():
+        for parameter in project.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+        if num_heads:
+            project.alpha.fill_(1)
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    lengths = (7, 4, 1)
+    attend = torch.arange(7) < torch.tensor(lengths)[:, None]
+    everywhere, masked = project(x), project(x, attend[:, None, None, :])
+    for b, n in enumerate(lengths):
+        torch.testing.assert_close(everywhere[:, b], written_out(project, x[:, b], 7))
+        torch.testing.assert_close(masked[:, b], written_out(project, x[:, b], n))
+
+
+def test_layer_starts_as_the_one_without_attention():
+    attentive, plain = SRUppLayer(6, 4, 4, num_heads=2), SRUppLayer(6, 4, 4, num_heads=0)
+    missing, unexpected = plain.load_state_dict(attentive.state_dict(), strict=False)
+    assert not missing and unexpected == ["project.alpha", "project.key_value.weight"]
+    x = torch.randn(5, 2, 6)
+    assert torch.equal(attentive(x)[0], plain(x)[0])
+    with torch.no_grad():
+        attentive.project.alpha.fill_(1)
+    assert not torch.allclose(attentive(x)[0], plain(x)[0])
+
+
+def test_attention_can_leave_its_starting_point():
+    layer = SRUppLayer(6, 4, 4)
+    layer(torch.randn(5, 2, 6))[0].square().sum().backward()
+    assert layer.project.alpha.grad.abs() > 0
+
+
+@pytest.mark.parametrize("lanes", [3, 4])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_layer_is_the_recurrence_of_its_projection(lanes, bidirectional):
+    width = 8 if bidirectional else 4
+    layer = SRUppLayer(width if lanes == 3 else 5, 4, 6, bidirectional=bidirectional).double()
+    assert layer.recurrence.num_lanes == lanes
+    x = torch.randn(5, 2, 8 if lanes == 3 and bidirectional else 4 if lanes == 3 else 5).double()
+    c0, lengths = torch.randn(2, width).double(), torch.tensor([5, 2])
+    h, c_n = layer(x, c0, lengths)
+    recurrence = Recurrence(4, lanes, bidirectional=bidirectional, highway_bias=-2.0).double()
+    recurrence.load_state_dict(layer.recurrence.state_dict())
+    u = layer.project(x).view(5, 2, lanes, width)
+    expected_h, expected_c_n = recurrence(u, x, c0, lengths)
+    assert torch.equal(h, expected_h) and torch.equal(c_n, expected_c_n)
+
+
+def test_gradients():
+    layer = SRUppLayer(3, 2, 4, num_heads=2).double()
+    with torch.no_grad():
+        layer.project.alpha.fill_(0.7)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    attend = torch.tensor([[True, True, True], [True, False, False]])[:, None, None]
+
+    def run(x, *parameters):
+        values = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(layer, values, (x, None, torch.tensor([3, 1]), attend))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+def test_initial_values_of_a_big_layer():
+    layer = SRUppLayer(400, 200, 128, num_heads=1)
+    project, recurrence = layer.project, layer.recurrence
+    for weight in (project.down.weight, project.key_value.weight, project.up.weight):
+        xavier = 2 / sum(weight.shape)
+        torch.testing.assert_close(weight.var(), torch.tensor(xavier), rtol=0.05, atol=0)
+    assert project.alpha.item() == 0
+    assert recurrence.v.abs().max() <= 1
+    torch.testing.assert_close(recurrence.v.var(), torch.tensor(1 / 3), rtol=0.1, atol=0)
+    assert recurrence.b[0].eq(0).all() and recurrence.b[1].eq(-2).all()
+    assert recurrence.alpha == pytest.approx(math.sqrt(1 + 2 * math.exp(-2)))
+
+
+def test_the_fourth_lane_gets_alpha_once():
+    layer = SRUppLayer(300, 200, 128, num_heads=1)
+    lanes = layer.project.up.weight.view(4, -1)
+    xavier = 2 / sum(layer.project.up.weight.shape)
+    squared = layer.recurrence.alpha**2
+    expected = torch.tensor([xavier, xavier, xavier, xavier * squared])
+    torch.testing.assert_close(lanes.var(1), expected, rtol=0.05, atol=0)
+
+
+def test_attention_dropout_acts_in_training_only():
+    project = AttentiveProjection(5, 6, 12, dropout=0.5)
+    with torch.no_grad():
+        project.alpha.fill_(1)
+    x = torch.randn(7, 3, 5)
+    assert not torch.equal(project(x), project(x))
+    project.eval()
+    assert torch.equal(project(x), project(x))
+
+
+def test_heads_must_divide_the_bottleneck():
+    with pytest.raises(ValueError, match=r"num_heads, got 6 and 4"):
+        AttentiveProjection(5, 6, 12, num_heads=4)
