@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from sru_asr.transcripts import (
     write_atomically,
     write_transcripts,
 )
+
+if TYPE_CHECKING:
+    from sru_asr.transcribe import Transcript
 
 PACKAGES = ("torch", "torchaudio", "speechbrain", "sentencepiece", "jiwer", "soundfile", "numpy")
 
@@ -173,10 +176,7 @@ def transcribe(
 
     from sru_asr.transcribe import Transcriber, TranscriptionError, find_audio, recording_ids
 
-    lines: dict[int, str] = {}
-    texts: dict[int, str] = {}
-    failed: dict[int, str] = {}
-    seconds = 0.0
+    found: dict[int, Transcript] = {}
     try:
         paths = find_audio(audio)
         ids = recording_ids(paths)
@@ -186,45 +186,47 @@ def transcribe(
         started = time.perf_counter()
         # disable=None: a bar on a terminal only, not in log files
         with tqdm(total=len(paths), unit="file", disable=None) as bar:
-            for index, found in transcriber.stream(paths):
-                path = paths[index]
-                if found.error is not None:
-                    failed[index] = path
-                    bar.write(f"Error: {found.error}", file=sys.stderr)
-                else:
-                    texts[index] = found.text
-                    seconds += found.duration
-                    lines[index] = f"{path}\t{found.text}"
-                    if kind == "json":
-                        record = {
-                            "id": ids[index],
-                            "path": path,
-                            "text": found.text,
-                            "duration": round(found.duration, 3),
-                        }
-                        lines[index] = json.dumps(record, ensure_ascii=False)
-                    if output_dir is not None:
-                        content = lines[index] if kind == "json" else found.text
-                        write_atomically(f"{output_dir}/{ids[index]}.{kind}", f"{content}\n")
+            for index, transcript in transcriber.stream(paths):
+                found[index] = transcript
+                if transcript.error is not None:
+                    bar.write(f"Error: {transcript.error}", file=sys.stderr)
+                elif output_dir is not None:
+                    name = ids[index]
+                    content = _as_json(name, transcript) if kind == "json" else transcript.text
+                    write_atomically(f"{output_dir}/{name}.{kind}", f"{content}\n")
                 bar.update()
         elapsed = time.perf_counter() - started
+        done = [(ids[index], found[index]) for index in sorted(found) if not found[index].error]
         if output_dir is not None:
-            hypotheses = {ids[index]: texts[index] for index in sorted(texts)}
-            write_transcripts(f"{output_dir}/hypotheses.csv", hypotheses, "csv")
+            texts = {name: transcript.text for name, transcript in done}
+            write_transcripts(f"{output_dir}/hypotheses.csv", texts, "csv")
     except (TranscriptionError, TranscriptError) as error:
         raise BadInput(str(error)) from None
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}") from None
     if output_dir is None:
-        for index in sorted(lines):
-            click.echo(lines[index])
-    summary = f"{len(texts)} of {len(paths)} recordings, {seconds:.1f} s of audio, {elapsed:.1f} s"
+        for name, transcript in done:
+            line = f"{transcript.path}\t{transcript.text}"
+            click.echo(_as_json(name, transcript) if kind == "json" else line)
+    seconds = sum(transcript.duration for _, transcript in done)
+    summary = f"{len(done)} of {len(paths)} recordings, {seconds:.1f} s of audio, {elapsed:.1f} s"
     if seconds:
         summary += f" (real-time factor {elapsed / seconds:.3f})"
     click.echo(summary, err=True)
+    failed = [path for index, path in enumerate(paths) if found[index].error]
     if failed:
-        click.echo(f"failed: {', '.join(failed[index] for index in sorted(failed))}", err=True)
+        click.echo(f"failed: {', '.join(failed)}", err=True)
         raise SystemExit(1)
+
+
+def _as_json(name: str, transcript: Transcript) -> str:
+    record = {
+        "id": name,
+        "path": transcript.path,
+        "text": transcript.text,
+        "duration": round(transcript.duration, 3),
+    }
+    return json.dumps(record, ensure_ascii=False)
 
 
 def _check_writable(folder: str) -> None:
