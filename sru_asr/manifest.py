@@ -349,7 +349,8 @@ def _resolve(wav: str, data_root: StrPath | None) -> str:
         return wav
     root = os.fspath(data_root)
     # A function as replacement: backslashes of a path are not escapes.
-    return os.path.join(root, _DATA_ROOT.sub(lambda _: root, wav))
+    named, found = _DATA_ROOT.subn(lambda _: root, wav)
+    return named if found else os.path.join(root, wav)
 
 
 def _audio_problem(wav: str) -> str | None:

@@ -85,6 +85,13 @@ def test_data_root_locates_the_audio(tmp_path, corpus, wav):
         assert os.path.samefile(utterance.wav, corpus / "a.wav")
 
 
+def test_a_relative_data_root_is_put_in_once(tmp_path, monkeypatch, corpus):
+    monkeypatch.chdir(corpus.parent)
+    path = write(tmp_path, HEADER + "u,1.0,{data_root}/a.wav,s,A\n")
+    (utterance,) = check_manifest(path, corpus.name)
+    assert utterance.wav == f"{corpus.name}/a.wav"
+
+
 def test_data_root_leaves_absolute_paths_alone(tmp_path, corpus):
     path = write(tmp_path, f"{HEADER}u,1.0,{corpus}/a.wav,s,A\n")
     (utterance,) = check_manifest(path, data_root="/elsewhere")
