@@ -1,0 +1,107 @@
+# A fresh machine needs Python 3.10 or newer, a C++ compiler, make and a package registry for pip:
+# every target below sets up what it needs in .venv first. `make PYTHON=python3.12 test` chooses the
+# interpreter that .venv is made from.
+
+PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+KERNELS := $(wildcard csrc/*)
+
+# A machine without a GPU driver could not run the CUDA kernels and would spend minutes on compiling
+# them for every architecture, so they are left out there. `make SRU_ASR_CUDA=1 ...` includes them,
+# and 0 leaves them out anywhere (setup.py describes the variables). `make wheel` always includes
+# them where nvcc is: a wheel is for other machines.
+ifeq ($(origin SRU_ASR_CUDA)$(wildcard /dev/nvidia[0-9]*)$(shell command -v nvidia-smi),undefined)
+CUDA_DEFAULT := SRU_ASR_CUDA=0
+endif
+
+# Of pip's output: the large downloads. Errors come through stderr.
+PROGRESS := awk '/Downloading .*[0-9][0-9]\.[0-9] MB|Downloading .* GB/ \
+	{ print "  " $$2, $$3, $$4; fflush() }'
+
+##@ Use
+.PHONY: help install demo
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Make .venv, with the package in editable mode
+
+demo: $(VENV)/.installed ## Synthesise a corpus, train on it, score and transcribe (minutes, CPU)
+	$(PY) recipes/Commands/demo.py
+
+##@ Check
+.PHONY: test test-slow lint format
+test: $(VENV)/.installed ## Run the fast tests
+	$(PY) -m pytest -q --durations=10 --durations-min=1
+
+test-slow: $(VENV)/.installed ## Run the tests that take minutes
+	$(PY) -m pytest -q --durations=0 --durations-min=1 -m "slow and not gpu"
+
+lint: $(VENV)/.installed ## Check style and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
+	$(PY) -m mypy
+
+format: $(VENV)/.installed ## Put everything into style
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	$(VENV)/bin/clang-format -i $(KERNELS)
+
+##@ Measure
+.PHONY: bench bench-gpu
+bench: $(VENV)/.installed ## Time the recurrence and the layers on the CPU
+	$(PY) benchmarks/recurrence.py
+	$(PY) benchmarks/layer.py
+
+bench-gpu: $(VENV)/.installed ## Run the tests that need a GPU, then time there
+	$(PY) -m pytest -q -m gpu
+	$(PY) benchmarks/recurrence.py --device cuda
+	$(PY) benchmarks/layer.py --device cuda
+
+##@ Release
+.PHONY: wheel clean
+wheel: $(VENV)/.environment ## Build dist/*.whl
+	$(PIP) wheel -q --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean: ## Remove what was built; .venv, data and results stay
+	rm -rf build dist *.egg-info sru_asr/*.so sru_asr/_build.json $(VENV)/.installed
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Two stamps: a change of the kernels compiles them again and leaves PyTorch alone.
+
+# PyTorch comes first and from the constraints: the package is built against it without isolation
+# (a second PyTorch of some GB), and torchaudio has to match it.
+$(VENV)/.environment: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "sru-asr needs Python 3.10 or newer, but $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>/dev/null || echo missing)." \
+		"Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch (some GB, once)"
+	@$(PIP) install -c constraints.txt torch torchaudio setuptools wheel | $(PROGRESS)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.environment $(VENV)/.build-settings pyproject.toml setup.py $(KERNELS)
+	@echo "Compiling the kernels and installing sru-asr with its dependencies"
+	@$(CUDA_DEFAULT) $(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,dev]' \
+		| $(PROGRESS)
+	@touch $@
+
+# Changes only when another build is asked for than the last one, which then compiles again.
+.PHONY: FORCE
+$(VENV)/.build-settings: FORCE | $(VENV)/.environment
+	@settings='$(CUDA_DEFAULT) $(SRU_ASR_CUDA) $(SRU_ASR_CUDA_ARCHS) $(CUDA_HOME) $(CXX)'; \
+		[ "$$settings" = "$$(cat $@ 2>/dev/null)" ] || echo "$$settings" > $@
