@@ -1,4 +1,4 @@
-"""AN4: the right manifests from any layout of the corpus, one clear report from any other folder."""
+"""AN4: right manifests from any layout of the corpus, one clear report from other folders."""
 
 import http.server
 import importlib.util

@@ -13,59 +13,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_runs import ROOT, SMALL_COMMANDS, recipe, run
 
 from sru_asr.plot import read_train_log
 
-ROOT = Path(__file__).resolve().parents[2]
 AN4 = ROOT.parent / "shared/data/an4"
 
-SMALL_COMMANDS = {
-    "num_train": 64, "num_valid": 8, "num_test": 8, "number_of_epochs": 2, "max_batch_seconds": 30,
-    "num_buckets": 2, "channels": "[8, 8]", "hidden_size": 32, "projection_size": 16,
-    "num_layers": 2,
-}  # fmt: skip
 SMALL_AN4 = {
-    "number_of_epochs": 1, "channels": "[8, 8]", "d_model": 32, "encoder_size": 32,
-    "projection_size": 16, "num_encoder_layers": 2, "num_decoder_layers": 1,
-}  # fmt: skip
-
-
-def command(
-    recipe: str, hparams: str, overrides: dict[str, object], *options: str
-) -> list[str | Path]:
-    """The command line of a recipe with overrides."""
-    pairs = [f"--{key}={value}" for key, value in overrides.items()]
-    script = ROOT / "recipes" / recipe / "train.py"
-    return [sys.executable, script, ROOT / "hparams" / hparams, "--device=cpu", *pairs, *options]
-
-
-def run(arguments: list[str | Path], folder: Path, **kwargs: object) -> subprocess.CompletedProcess:
-    """Run a command in a folder."""
-    return subprocess.run(
-        [str(a) for a in arguments], cwd=folder, text=True, capture_output=True, **kwargs
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained Commands model's experiment folder, beside its corpus."""
-    pytest.importorskip("espeakng_loader")
-    folder = tmp_path_factory.mktemp("commands")
-    done = run(
-        command(
-            "Commands",
-            "commands/srupp_ctc.yaml",
-            {**SMALL_COMMANDS, "data_folder": "corpus"} | {"output_folder": "results"},
-            "--noprogressbar",
-        ),
-        folder,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    "number_of_epochs": 1,
+    "channels": "[8, 8]",
+    "d_model": 32,
+    "encoder_size": 32,
+    "projection_size": 16,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 1,
+}
 
 
 def test_training_leaves_what_the_interface_promises(trained: Path) -> None:
-    results = trained / "results"
+    results = trained / "results/demo"
     for split, count in (("valid", 8), ("test", 8)):
         score = json.loads((results / f"score_{split}.json").read_text())
         assert list(score) == [
@@ -84,12 +50,12 @@ def test_training_leaves_what_the_interface_promises(trained: Path) -> None:
 
 
 def test_loss_falls(trained: Path) -> None:
-    log = read_train_log(trained / "results" / "train_log.txt")
+    log = read_train_log(trained / "results/demo" / "train_log.txt")
     assert log["train loss"][1] < log["train loss"][0]
 
 
 def test_speechbrain_and_the_command_line_read_the_model_folder_alike(trained: Path) -> None:
-    wavs = sorted((trained / "corpus" / "test").glob("*.wav"))
+    wavs = sorted((trained / "data/commands/test").glob("*.wav"))
     script = """
 import sys
 from speechbrain.inference.ASR import EncoderASR
@@ -98,14 +64,15 @@ for wav in sys.argv[3:]:
     print("TEXT", model.transcribe_file(wav))
 """
     theirs = run(
-        [sys.executable, "-c", script, trained / "results/model", trained / "cache", *wavs], trained
+        [sys.executable, "-c", script, trained / "results/demo/model", trained / "cache", *wavs],
+        trained,
     )
     assert theirs.returncode == 0, theirs.stderr
     texts = [line[5:] for line in theirs.stdout.splitlines() if line.startswith("TEXT")]
     out = trained / "transcripts"
     ours = run(
         [sys.executable, "-m", "sru_asr.cli", "transcribe", *wavs]
-        + ["--model", trained / "results/model", "--output-dir", out],
+        + ["--model", trained / "results/demo/model", "--output-dir", out],
         trained,
     )
     assert ours.returncode == 0, ours.stderr
@@ -115,18 +82,11 @@ for wav in sys.argv[3:]:
 
 
 def test_finished_training_is_not_repeated(trained: Path) -> None:
-    before = (trained / "results" / "train_log.txt").read_text()
-    done = run(
-        command(
-            "Commands",
-            "commands/srupp_ctc.yaml",
-            {**SMALL_COMMANDS, "data_folder": "corpus"} | {"output_folder": "results"},
-            "--noprogressbar",
-        ),
-        trained,
-    )
+    log = trained / "results/demo/train_log.txt"
+    before = log.read_text()
+    done = run(recipe("Commands", "commands/srupp_ctc.yaml", SMALL_COMMANDS), trained)
     assert done.returncode == 0, done.stderr
-    after = (trained / "results" / "train_log.txt").read_text()
+    after = log.read_text()
     assert after.startswith(before)
     assert "epoch: " not in after[len(before) :]
 
@@ -146,7 +106,7 @@ def test_bad_input_is_one_sentence_before_training(
     if "output_neurons" in overrides and not AN4.is_dir():
         pytest.skip("needs the AN4 corpus")
     arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4, **overrides}
-    done = run(command("AN4", "an4/srupp_ctc_attention.yaml", arguments), tmp_path)
+    done = run(recipe("AN4", "an4/srupp_ctc_attention.yaml", arguments), tmp_path)
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -158,9 +118,7 @@ def test_bad_input_is_one_sentence_before_training(
 def test_unknown_option_in_the_yaml_is_named(tmp_path: Path) -> None:
     text = (ROOT / "hparams/commands/srupp_ctc.yaml").read_text()
     (tmp_path / "typo.yaml").write_text(text + "\nnum_averaged_checkpoint: 7\n")
-    done = run(
-        [sys.executable, ROOT / "recipes/Commands/train.py", "typo.yaml", "--device=cpu"], tmp_path
-    )
+    done = run(recipe("Commands", tmp_path / "typo.yaml", {}), tmp_path)
     assert done.returncode == 2
     assert "unknown option 'num_averaged_checkpoint'; did you mean 'num_averaged_checkpoints'" in (
         done.stderr
@@ -176,11 +134,7 @@ def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[st
     text = (ROOT / "hparams/an4/srupp_ctc_attention.yaml").read_text()
     short = tmp_path / "short.yaml"
     short.write_text(text.replace("max_decode_ratio: 1.0", "max_decode_ratio: 0.05"))
-    done = run(
-        [*command("AN4", short.name, arguments, "--noprogressbar", *options)[:2], short]
-        + command("AN4", short.name, arguments, "--noprogressbar", *options)[3:],
-        tmp_path,
-    )
+    done = run(recipe("AN4", short, arguments, *options), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     score = json.loads((tmp_path / "results/score_valid.json").read_text())
     assert score["utterances"] == 103
@@ -191,16 +145,11 @@ def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[st
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [2.0, 5.0])
 def test_killed_training_resumes_and_reaches_the_same_epoch(tmp_path: Path, seconds: float) -> None:
-    arguments = command(
-        "Commands",
-        "commands/srupp_ctc.yaml",
-        {**SMALL_COMMANDS, "number_of_epochs": 12}
-        | {"data_folder": "corpus", "output_folder": "results"},
-        "--noprogressbar",
-    )
-    log = tmp_path / "results/train_log.txt"
+    settings = {**SMALL_COMMANDS, "number_of_epochs": 12}
+    arguments = recipe("Commands", "commands/srupp_ctc.yaml", settings)
+    log = tmp_path / "results/demo/train_log.txt"
     with subprocess.Popen(
-        [str(a) for a in arguments], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        arguments, cwd=tmp_path, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 120
@@ -220,18 +169,11 @@ def test_killed_training_resumes_and_reaches_the_same_epoch(tmp_path: Path, seco
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    arguments = [
-        str(a)
-        for a in command(
-            "Commands",
-            "commands/srupp_ctc.yaml",
-            {**SMALL_COMMANDS, "data_folder": "corpus"} | {"output_folder": "results"},
-            "--noprogressbar",
-            "--distributed_backend=gloo",
-        )
-    ]
+    arguments = recipe(
+        "Commands", "commands/srupp_ctc.yaml", SMALL_COMMANDS, "--distributed_backend=gloo"
+    )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = run([*launcher, "--nproc_per_node=2", *arguments[1:]], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert read_train_log(tmp_path / "results/train_log.txt")["epoch"] == [1, 2]
-    assert json.loads((tmp_path / "results/score_test.json").read_text())["utterances"] == 8
+    assert read_train_log(tmp_path / "results/demo/train_log.txt")["epoch"] == [1, 2]
+    assert json.loads((tmp_path / "results/demo/score_test.json").read_text())["utterances"] == 8
