@@ -338,6 +338,7 @@ class SRU(nn.Module):
             states = list(by_layer.unbind(0))
         if lengths is not None:
             check_lengths(lengths, batch)
+            lengths = lengths.to(x.device)  # nn.GRU's users keep them on the CPU
             # Cleared before the first product: 0 * NaN would reach the weights' gradient.
             x = x.masked_fill(padding_mask(lengths, steps).T[:, :, None], 0)
         finals = []

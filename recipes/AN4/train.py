@@ -1,12 +1,14 @@
 """Train a recogniser on AN4: ``python recipes/AN4/train.py HPARAMS --data_folder=DIR``."""
 
-from prepare import prepare_an4
+from prepare import download_an4, prepare_an4
 
 from sru_asr.training import main
 
 
 def prepare(hparams: dict) -> None:
-    """Write the manifests that the YAML names."""
+    """Write the manifests that the YAML names, fetching the corpus only when asked to."""
+    if hparams["download"]:
+        download_an4(hparams["data_folder"])
     prepare_an4(
         hparams["data_folder"],
         hparams["save_folder"],
@@ -15,4 +17,4 @@ def prepare(hparams: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(prepare, corpus_options={"num_valid_speakers"})
+    main(prepare, corpus_options={"download", "num_valid_speakers"})
