@@ -44,7 +44,7 @@ Timing = tuple[str, float, float]
 def prepare_commands(
     data_folder: str,
     save_folder: str | None = None,
-    num_train: int = 2500,
+    num_train: int = 7500,
     num_valid: int = 200,
     num_test: int = 300,
     seed: int = 1986,
@@ -268,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the Commands corpus.")
     parser.add_argument("--data_folder", required=True, help="where the recordings go")
     parser.add_argument("--save_folder", help="where the manifests go (default: the data folder)")
-    parser.add_argument("--num_train", type=int, default=2500, help="utterances (%(default)s)")
+    parser.add_argument("--num_train", type=int, default=7500, help="utterances (%(default)s)")
     parser.add_argument("--num_valid", type=int, default=200, help="utterances (%(default)s)")
     parser.add_argument("--num_test", type=int, default=300, help="utterances (%(default)s)")
     parser.add_argument("--seed", type=int, default=1986, help="source of chance (%(default)s)")
