@@ -61,7 +61,7 @@ format: $(VENV)/.installed ## Put everything into style
 .PHONY: bench bench-gpu
 bench: $(VENV)/.installed ## Time the recurrence and the layers on the CPU
 	$(PY) benchmarks/recurrence.py
-	$(PY) benchmarks/layer.py
+	$(PY) benchmarks/layer.py --threads 2
 
 bench-gpu: $(VENV)/.installed ## Run the tests that need a GPU, then time there
 	$(PY) -m pytest -q -m gpu
@@ -96,7 +96,7 @@ $(VENV)/.environment: constraints.txt
 
 $(VENV)/.installed: $(VENV)/.environment $(VENV)/.build-settings pyproject.toml setup.py $(KERNELS)
 	@echo "Compiling the kernels and installing sru-asr with its dependencies"
-	@$(CUDA_DEFAULT) $(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,dev]' \
+	@$(CUDA_DEFAULT) $(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,dev,witness]' \
 		| $(PROGRESS)
 	@touch $@
 
