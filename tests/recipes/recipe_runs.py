@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,10 @@ SMALL_COMMANDS: dict[str, object] = {
 }
 
 
+# Threads that wait for one another would crawl on a busy machine, and the models are tiny.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def recipe(
     name: str, hparams: str | Path, overrides: dict[str, object], *options: str
 ) -> list[str]:
@@ -36,4 +41,6 @@ def recipe(
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder and keep what it prints."""
-    return subprocess.run(command, cwd=folder, text=True, capture_output=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, check=False
+    )
