@@ -153,10 +153,11 @@ class SpeechRecognitionBrain(sb.Brain):
                 seed=self.hparams.seed,
                 parameters=sum(p.numel() for p in self.hparams.model.parameters()),
             )
-            self.hparams.train_logger.log_stats(
-                stats_meta={"evaluated": split},
-                test_stats={"loss": loss, "WER": self.score.wer, "CER": self.score.cer},
-            )
+        # Called on every process: SpeechBrain's logger waits for all of them.
+        self.hparams.train_logger.log_stats(
+            stats_meta={"evaluated": split},
+            test_stats={"loss": loss, "WER": self.score.wer, "CER": self.score.cer},
+        )
         return self.score
 
     @property
