@@ -7,6 +7,7 @@ every error is an `AudioError` that names the file, what was found and what was 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ BLOCK_FRAMES = 1 << 18
 # The length of an MP3 is itself derived from its frames of up to 1152 samples; encoders that
 # round differently are not truncated files.
 MP3_TOLERANCE = 2 * 1152
+# No speech is recorded below this rate, in Hz; a damaged header would make hours of seconds.
+LOWEST_RATE = 1000
+# torchaudio's resampling filter takes this many numbers at most. Rates without a common divisor
+# (16001 to 16000 Hz) would take gigabytes.
+LARGEST_FILTER = 1 << 24
 # Programs that write WAV into a pipe put a size at or near the maximum: it means "unknown".
 WAV_UNKNOWN_SIZE = 0x7FF00000
 
@@ -131,6 +137,11 @@ def read_audio(path: StrPath, sample_rate: int = 16000) -> torch.Tensor:
     import torch
 
     samples, file_rate = _decode(path)
+    up, down = (rate // math.gcd(file_rate, sample_rate) for rate in (sample_rate, file_rate))
+    if up * down > LARGEST_FILTER:
+        from scipy.signal import resample_poly
+
+        return torch.from_numpy(resample_poly(samples, up, down))
     signal = torch.from_numpy(samples)
     if file_rate != sample_rate:
         from torchaudio.functional import resample
@@ -187,6 +198,9 @@ def _open(path: StrPath) -> soundfile.SoundFile:
     try:
         if file.frames == 0:
             raise _error(path, "0 samples", "at least one sample")
+        if file.samplerate < LOWEST_RATE:
+            found = f"a sample rate of {file.samplerate} Hz"
+            raise _error(path, found, f"at least {LOWEST_RATE} Hz")
         if not file.seekable() or file.frames >= 1 << 62:
             raise _error(path, f"a {file.format} header without a length", "a known length")
         _check_size(path, file.format)

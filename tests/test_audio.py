@@ -62,7 +62,7 @@ def test_8_channels_become_their_mean(tmp_path, suffix):
     np.testing.assert_allclose(signal.numpy(), channels.mean(axis=1), atol=2**-15)
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
+@pytest.mark.parametrize("rate", [8000, 11025, 16001, 44100, 48000])
 def test_any_sample_rate(tmp_path, rate):
     path = write(tmp_path, "wav", tone(rate=rate), rate, subtype="FLOAT")
     assert audio_info(path) == AudioInfo(1.0, rate, 1)
@@ -177,6 +177,12 @@ def test_samples_that_are_not_finite(tmp_path, bad):
     path = write(tmp_path, "wav", samples, subtype="FLOAT")
     message = error_of(path)
     assert "found 2 NaN or infinite samples, the first at 0.500 s, expected finite" in message
+
+
+def test_a_sample_rate_that_no_recorder_has(tmp_path):
+    path = tmp_path / "slow.wav"
+    soundfile.write(path, np.zeros(16000), 1)
+    assert "found a sample rate of 1 Hz, expected at least 1000 Hz" in error_of(path)
 
 
 def test_headerless_audio_is_named_as_such(tmp_path):
