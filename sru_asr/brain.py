@@ -102,8 +102,8 @@ class SpeechRecognitionBrain(sb.Brain):
                 num_to_keep=self.hparams.num_averaged_checkpoints,
             )
 
-    def on_fit_batch_end(self, batch: Any, outputs: Any, loss: Tensor, should_step: bool) -> None:
-        """Move the learning rate on after each optimiser step."""
+    def on_fit_batch_start(self, batch: Any, should_step: bool) -> None:
+        """Set the learning rate of the step to come, the first one's too."""
         if should_step:
             self.hparams.lr_annealing(self.optimizer)
 
@@ -116,8 +116,6 @@ class SpeechRecognitionBrain(sb.Brain):
             raise FileNotFoundError(
                 f"no checkpoint to evaluate in {self.checkpointer.checkpoints_dir}: train first"
             )
-        # The best one's other recoverables (normalisation statistics, epoch) go with the mean.
-        self.checkpointer.load_checkpoint(checkpoints[0])
         self.hparams.model.load_state_dict(average_checkpoints(checkpoints, "model"))
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:

@@ -31,8 +31,9 @@ def export_model(
         The sentencepiece model.
     """
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    for leftover in (temporary, old):  # of a run that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     yaml = YAML()
     yaml.width = 100
@@ -44,12 +45,8 @@ def export_model(
     for name, loadable in inference["pretrainer"].loadables.items():
         if name == "tokenizer":
             shutil.copyfile(tokenizer, temporary / "tokenizer.ckpt")
-        elif isinstance(loadable, torch.nn.Module) and not hasattr(loadable, "_statistics_dict"):
+        else:
             torch.save(loadable.state_dict(), temporary / f"{name}.ckpt")
-        else:  # SpeechBrain's feature statistics keep their numbers outside the state_dict
-            torch.save(loadable._statistics_dict(), temporary / f"{name}.ckpt")
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(temporary, folder)

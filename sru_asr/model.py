@@ -26,29 +26,37 @@ class SpeechEncoder(nn.Module):
     Parameters
     ----------
     features : Module
-        SpeechBrain's Fbank: waveforms (B, N) to features (B, T, F), one frame every
-        ``hop_length`` samples, the first centred on the first sample.
-    hop_length : int
-        Samples between frames.
+        SpeechBrain's Fbank: waveforms (B, N) to features (B, T, F).
     normalize : Module
-        SpeechBrain's InputNormalization.
+        SpeechBrain's InputNormalization, by sentence: running statistics would not be among the
+        parameters that checkpoints and model folders keep.
     subsampling : ConvSubsampling
         Frame-rate reduction.
     encoder : Module
         `SRUEncoder`, or any of SpeechBrain's TransformerASR kind (its ``encode`` is used).
+
+    Raises
+    ------
+    ValueError
+        When ``normalize`` keeps running statistics.
     """
 
     def __init__(
         self,
         features: nn.Module,
-        hop_length: int,
         normalize: nn.Module,
         subsampling: ConvSubsampling,
         encoder: nn.Module,
     ) -> None:
         super().__init__()
+        norm_type = getattr(normalize, "norm_type", "sentence")
+        if norm_type != "sentence":
+            raise ValueError(
+                f"normalize must have norm_type 'sentence', got {norm_type!r}: other statistics "
+                "depend on the batch, or are lost when the model is saved"
+            )
         self.features = features
-        self.hop_length = hop_length
+        self.hop_length: int = features.compute_STFT.hop_length  # samples between frames
         self.normalize = normalize
         self.subsampling = subsampling
         self.encoder = encoder

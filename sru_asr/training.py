@@ -126,6 +126,9 @@ def run_recipe(
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    # SpeechBrain tells only the sampler it knows of about each new epoch, and thus makes new
+    # batches; distributed, it puts its own in place.
+    brain.train_sampler = train_options["batch_sampler"]
     brain.fit(
         hparams["epoch_counter"],
         data["train"],

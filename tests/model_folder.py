@@ -18,7 +18,6 @@ subsampling: !new:sru_asr.ConvSubsampling
     channels: [8, 4]
 encoder: !new:sru_asr.model.SpeechEncoder
     features: !ref <features>
-    hop_length: 160
     normalize: !ref <normalize>
     subsampling: !ref <subsampling>
     encoder: !ref <core>
