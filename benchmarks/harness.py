@@ -130,7 +130,7 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of the last minute; above `threads`, others ran too
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
     if device.startswith("cuda"):
         described["gpu"] = torch.cuda.get_device_name(device)

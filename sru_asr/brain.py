@@ -121,27 +121,23 @@ class SpeechRecognitionBrain(sb.Brain):
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
         """Evaluate what is in memory: `load_average` has been called before."""
 
-    def evaluate_split(
-        self, split: str, dataset: Any, folder: str | Path, loader_options: dict[str, Any]
-    ) -> Score:
+    def evaluate_split(self, split: str, loader: Any, folder: str | Path) -> Score:
         """Score one split and write its score and error listing.
 
         Parameters
         ----------
         split : str
             Name of the split.
-        dataset : DynamicItemDataset
+        loader : DataLoader
             Its data.
         folder : str or Path
             Receives ``score_<split>.json`` and ``wer_<split>.txt``.
-        loader_options : dict
-            Options of the data loader.
 
         Returns
         -------
         Score
         """
-        loss = self.evaluate(dataset, test_loader_kwargs=loader_options)
+        loss = self.evaluate(loader)
         if if_main_process():
             folder = Path(folder)
             self.word_errors.write_stats(folder / f"wer_{split}.txt")

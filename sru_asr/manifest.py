@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, TextIO
 
+from sru_asr.audio import AudioError, audio_info
+
 __all__ = [
     "ManifestError",
     "Utterance",
@@ -363,4 +365,8 @@ def _audio_problem(wav: str) -> str | None:
         return f"audio file {wav} does not exist"
     if os.path.getsize(wav) == 0:
         return f"audio file {wav} is empty (0 bytes)"
+    try:
+        audio_info(wav)
+    except AudioError as error:
+        return str(error)
     return None

@@ -56,7 +56,8 @@ class SpeechEncoder(nn.Module):
                 "depend on the batch, or are lost when the model is saved"
             )
         self.features = features
-        self.hop_length: int = features.compute_STFT.hop_length  # samples between frames
+        stft: Any = features.compute_STFT
+        self.hop_length: int = stft.hop_length  # samples between frames
         self.normalize = normalize
         self.subsampling = subsampling
         self.encoder = encoder

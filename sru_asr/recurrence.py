@@ -132,8 +132,10 @@ class Recurrence(nn.Module):
         mask = None
         if self.training and self.dropout > 0:
             keep = 1 - self.dropout
-            # In b's precision, not u's: in bfloat16 1 / 0.9 is 1.109, and the mean would drift.
-            mask = self.b.new_empty(u.shape[1], u.shape[3]).bernoulli_(keep).div_(keep or 1)
+            # Not in u's precision: in bfloat16 1 / 0.9 is 1.109, and the mean would drift.
+            dtype = torch.promote_types(self.b.dtype, torch.float32)
+            mask = self.b.new_empty(u.shape[1], u.shape[3], dtype=dtype)
+            mask = mask.bernoulli_(keep).div_(keep or 1)
         return ops.sru_recurrence(
             u,
             self.v,

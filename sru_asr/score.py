@@ -195,7 +195,8 @@ class WordErrorRate:
         if silent and not self.allow_empty_reference:
             raise TranscriptError(
                 f"{len(silent)} references without words (normalisation: {self.normalization}): "
-                f"{enumerate_some(silent)}"
+                f"{enumerate_some(silent)}; expected words, or --allow-empty-reference to count "
+                "what was recognised as insertions"
             )
         if len(silent) == len(self._pairs):
             raise TranscriptError("no reference words to score")

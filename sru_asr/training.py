@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Collection
@@ -11,15 +12,20 @@ from typing import Any
 
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 
+from sru_asr.audio import AudioError
 from sru_asr.brain import SpeechRecognitionBrain
 from sru_asr.data import make_dataset
 from sru_asr.export import export_model
-from sru_asr.manifest import check_manifest
+from sru_asr.manifest import Utterance, check_manifest
 from sru_asr.plot import plot_training
 from sru_asr.score import Score
-from sru_asr.tokenizer import train_tokenizer
+from sru_asr.tokenizer import BLANK, train_tokenizer
+
+logger = logging.getLogger(__name__)
 
 # Keys of a recipe's YAML that this module or the Brain reads.
 REQUIRED = {
@@ -85,27 +91,101 @@ def run_recipe(
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     hparams = load_hparams(hparams_file, overrides, corpus_options)
     ddp_init_group(run_opts)
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    folder = Path(hparams["output_folder"])
     tokenizer_file = Path(hparams["save_folder"], "tokenizer.model")
     try:
+        sb.create_experiment_directory(str(folder), hparams_file, overrides)
         run_on_main(prepare, [hparams])
-        manifests = {"train": hparams["train_csv"], "valid": hparams["valid_csv"]}
-        if hparams.get("test_csv") and Path(hparams["test_csv"]).exists():
-            manifests["test"] = hparams["test_csv"]
-        utterances = {
-            split: check_manifest(path, hparams["data_folder"]) for split, path in manifests.items()
-        }
-        options = {
-            "path": tokenizer_file,
-            "texts": [utterance.wrd for utterance in utterances["train"]],
-            "vocab_size": hparams["output_neurons"],
-            "model_type": hparams["token_type"],
-        }
-        run_on_main(train_tokenizer, kwargs=options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+        utterances = read_splits(hparams)
+        load_tokenizer(hparams, tokenizer_file, utterances)
+        brain = SpeechRecognitionBrain(
+            modules=hparams["modules"],
+            opt_class=hparams["opt_class"],
+            hparams=hparams,
+            run_opts=run_opts,
+            checkpointer=hparams["checkpointer"],
+        )
+        loaders = make_loaders(brain, hparams, utterances)
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         raise RecipeError(str(error)) from error
-    hparams["tokenizer"].load(str(tokenizer_file))
+    try:
+        brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+        run_on_main(plot_training, [folder / "train_log.txt", folder / "training.png"])
+        brain.load_average()
+        run_on_main(
+            export_model,
+            [folder / "hyperparams.yaml", folder / "model", hparams["inference"], tokenizer_file],
+        )
+        return {
+            split: brain.evaluate_split(split, loaders[split], folder)
+            for split in ("valid", "test")
+            if split in loaders
+        }
+    except AudioError as error:
+        # From a loader's process it comes with that process's traceback around it.
+        reason = str(error).strip().splitlines()[-1].split("AudioError: ")[-1]
+        raise RecipeError(f"{reason}; run again to go on from the last checkpoint") from error
 
+
+def read_splits(hparams: dict[str, Any]) -> dict[str, list[Utterance]]:
+    """Read and check the manifests of all splits; a corpus may come without its test part.
+
+    Raises
+    ------
+    ManifestError
+        Listing everything that is wrong with a manifest, unreadable recordings included.
+    """
+    manifests = {"train": hparams["train_csv"], "valid": hparams["valid_csv"]}
+    test = hparams.get("test_csv")
+    if test and Path(test).exists():
+        manifests["test"] = test
+    elif test:
+        logger.warning("There is no %s: the corpus has no test part, and none is scored", test)
+    return {
+        split: check_manifest(path, hparams["data_folder"]) for split, path in manifests.items()
+    }
+
+
+def load_tokenizer(
+    hparams: dict[str, Any], path: Path, utterances: dict[str, list[Utterance]]
+) -> None:
+    """Load the recipe's tokenizer, training it first unless it is there.
+
+    Raises
+    ------
+    ValueError
+        When it does not fit the vocabulary, or cannot spell a transcript it is to learn from.
+    """
+    options = {
+        "path": path,
+        "texts": [utterance.wrd for utterance in utterances["train"]],
+        "vocab_size": hparams["output_neurons"],
+        "model_type": hparams["token_type"],
+    }
+    run_on_main(train_tokenizer, kwargs=options)
+    tokenizer = hparams["tokenizer"]
+    tokenizer.load(str(path))
+    for utterance in utterances["train"] + utterances["valid"]:
+        # The unknown piece is CTC's blank as well: such a target would be learnt as silence.
+        if BLANK in tokenizer.encode(utterance.wrd):
+            raise ValueError(
+                f"the tokenizer {path} cannot spell {utterance.wrd!r} of {utterance.ID}; it was "
+                "made for other transcripts: choose another output_folder, or delete it"
+            )
+
+
+def make_loaders(
+    brain: SpeechRecognitionBrain,
+    hparams: dict[str, Any],
+    utterances: dict[str, list[Utterance]],
+) -> dict[str, Any]:
+    """Make the data loaders of all splits, for training in batches by duration.
+
+    Raises
+    ------
+    TypeError
+        When the sampler or a loader has no such option.
+    """
     data = {
         split: make_dataset(
             rows,
@@ -116,38 +196,18 @@ def run_recipe(
         for split, rows in utterances.items()
     }
     lengths = [utterance.duration for utterance in utterances["train"]]
-    train_options = dict(hparams["train_loader_options"])
-    train_options["batch_sampler"] = hparams["train_sampler"](data["train"], lengths_list=lengths)
-
-    brain = SpeechRecognitionBrain(
-        modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
-    # SpeechBrain tells only the sampler it knows of about each new epoch, and thus makes new
-    # batches; distributed, it puts its own in place.
-    brain.train_sampler = train_options["batch_sampler"]
-    brain.fit(
-        hparams["epoch_counter"],
-        data["train"],
-        data["valid"],
-        train_loader_kwargs=train_options,
-        valid_loader_kwargs=hparams["test_loader_options"],
-    )
-    folder = Path(hparams["output_folder"])
-    run_on_main(plot_training, [folder / "train_log.txt", folder / "training.png"])
-    brain.load_average()
-    run_on_main(
-        export_model,
-        [folder / "hyperparams.yaml", folder / "model", hparams["inference"], tokenizer_file],
-    )
-    return {
-        split: brain.evaluate_split(split, data[split], folder, hparams["test_loader_options"])
-        for split in ("valid", "test")
-        if split in data
-    }
+    sampler = hparams["train_sampler"](data["train"], lengths_list=lengths)
+    options = {**hparams["train_loader_options"], "batch_sampler": sampler}
+    loaders = {"train": brain.make_dataloader(data.pop("train"), sb.Stage.TRAIN, **options)}
+    # SpeechBrain tells only the sampler it knows of about a new epoch, which is when there are new
+    # batches. Distributed, it has put its own in place.
+    brain.train_sampler = brain.train_sampler or sampler
+    for split, dataset in data.items():
+        stage = sb.Stage.VALID if split == "valid" else sb.Stage.TEST
+        loaders[split] = brain.make_dataloader(
+            dataset, stage, ckpt_prefix=None, **hparams["test_loader_options"]
+        )
+    return loaders
 
 
 def load_hparams(
@@ -175,27 +235,36 @@ def load_hparams(
     """
     if not Path(path).is_file():
         raise RecipeError(f"{path}: no such file; expected a recipe's YAML under hparams/")
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        YAML().compose(text)
+    except YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     known = REQUIRED | OPTIONAL | set(corpus_options) | set(re.findall(r"!ref\s.*?<(\w+)", text))
     known |= set(re.findall(r"<(\w+)[>\[.]", text)) | {"__set_seed"}
     for key in re.findall(r"^(\w+):", text, flags=re.MULTILINE):
         if key not in known:
-            close = get_close_matches(key, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"{path}: unknown option {key!r}{hint}")
+            raise RecipeError(f"{path}: unknown option {key!r}{_did_you_mean(key, known)}")
     try:
         hparams: dict[str, Any] = load_hyperpyyaml(text, overrides)
     except KeyError as error:
-        key = str(error.args[0])
-        raise RecipeError(f"{path}: {key.strip(chr(34))}") from error
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
-        reason = " ".join(str(part) for part in error.args)
+        override = re.search(r"Override '(\w+)' not found", str(error))
+        if override is None:
+            raise RecipeError(f"{path}: {error}") from error
+        hint = _did_you_mean(override[1], re.findall(r"^(\w+):", text, flags=re.MULTILINE))
+        raise RecipeError(f"{path} has no option {override[1]!r} to override{hint}") from error
+    except (TypeError, ValueError, AttributeError, ImportError, OSError, YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise RecipeError(f"{path}: {reason}") from error
-    missing = sorted(REQUIRED - set(hparams))
+    missing = sorted((REQUIRED | set(corpus_options)) - set(hparams))
     if missing:
         raise RecipeError(f"{path}: missing options {', '.join(missing)}")
     return hparams
+
+
+def _did_you_mean(key: str, known: Collection[str]) -> str:
+    close = get_close_matches(key, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def main(

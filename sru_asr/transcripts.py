@@ -144,6 +144,13 @@ def read_pair(
             _ID_LIKE.search(word) for word in ref_first | hyp_first
         ):
             return _as_kaldi(ref), _as_kaldi(hyp)
+        for like, other in ((ref, hyp), (hyp, ref)):
+            if _all_id_like(like) and not _all_id_like(other):
+                # Matched by line, its ids would count as wrong words.
+                raise TranscriptError(
+                    f"{like.path}: every line begins with an id, but those of {other.path} do "
+                    "not; state --ref-format and --hyp-format (kaldi, or plain to match by line)"
+                )
     elif ref_open and hyp.ids and _first_words(ref).intersection(hyp.ids):
         ref = _as_kaldi(ref)
     elif hyp_open and ref.ids and _first_words(hyp).intersection(ref.ids):
@@ -325,6 +332,14 @@ def _unique(records: Sequence[_Record]) -> dict[str, str]:
 
 def _first_words(plain: Transcripts) -> set[str]:
     return {text.split(maxsplit=1)[0] for text in plain.texts.values() if text}
+
+
+def _all_id_like(plain: Transcripts) -> bool:
+    """Whether every line begins with another word that looks like an id and not like a number."""
+    first = _first_words(plain)
+    return len(first) == len(plain.texts) > 0 and all(
+        _ID_LIKE.search(word) and not word.isdecimal() for word in first
+    )
 
 
 def _as_kaldi(plain: Transcripts) -> Transcripts:

@@ -253,3 +253,13 @@ def test_json_lines_keep_other_alphabets_readable(tmp_path):
     line = (tmp_path / "x.jsonl").read_text(encoding="utf-8")
     assert json.loads(line) == {"id": "a", "text": "été 你"}
     assert "été 你" in line
+
+
+def test_ids_on_one_side_only_are_not_scored_as_words(tmp_path):
+    (tmp_path / "ref").write_text("u1 HELLO WORLD\nu2 FOO BAR\n")
+    (tmp_path / "hyp.txt").write_text("HELLO WORLD\nFOO BAR\n")
+    for ref, hyp in (("ref", "hyp.txt"), ("hyp.txt", "ref")):
+        with pytest.raises(TranscriptError, match="every line begins with an id"):
+            read_pair(tmp_path / ref, tmp_path / hyp)
+    plain = read_pair(tmp_path / "ref", tmp_path / "hyp.txt", "plain", "plain")
+    assert plain[0].ids is None

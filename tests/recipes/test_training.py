@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,11 +92,60 @@ def test_finished_training_is_not_repeated(trained: Path) -> None:
     assert "epoch: " not in after[len(before) :]
 
 
+def test_each_epoch_has_new_batches_and_the_rate_rises_from_the_first_step(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    watch = """
+import runpy, sys
+import torch
+from speechbrain.dataio.sampler import DynamicBatchSampler
+
+batches, step = DynamicBatchSampler.__iter__, torch.optim.Adam.step
+def watched_batches(self):
+    drawn = list(batches(self))
+    print("BATCHES", sorted(map(sorted, drawn)), flush=True)
+    return iter(drawn)
+def watched_step(self, *args, **kwargs):
+    print("RATE", self.param_groups[0]["lr"], flush=True)
+    return step(self, *args, **kwargs)
+DynamicBatchSampler.__iter__, torch.optim.Adam.step = watched_batches, watched_step
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rsplit("/", 1)[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    settings = {**SMALL_COMMANDS, "num_buckets": 3, "train_loader_options": "{num_workers: 0}"}
+    interpreter, *arguments = recipe("Commands", "commands/srupp_ctc.yaml", settings)
+    done = run([interpreter, "-c", watch, *arguments], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    drawn = [line for line in lines if line.startswith("BATCHES")]
+    assert len(drawn) == 2
+    assert drawn[0] != drawn[1]
+    rates = [float(line.split()[1]) for line in lines if line.startswith("RATE")]
+    assert len(rates) > 3
+    assert rates == sorted(rates)
+    assert rates[-1] < 0.002
+
+
+def test_damaged_recordings_are_named_before_training(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    for name in ("train-00005", "train-00007"):
+        wav = tmp_path / "data/commands/train" / f"{name}.wav"
+        wav.write_bytes(wav.read_bytes()[:3000])
+    done = run(recipe("Commands", "commands/srupp_ctc.yaml", SMALL_COMMANDS), tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Going into epoch" not in done.stderr
+    for name in ("train-00005", "train-00007"):
+        assert re.search(rf"{name}.*truncated", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("overrides", "found"),
     [
         ({"data_folder": "nowhere"}, r"nowhere"),
-        ({"hiden_size": 3}, r"hiden_size"),
+        ({"d_modle": 3}, r"no option 'd_modle' to override; did you mean 'd_model'"),
+        ({"output_folder": "/proc/x"}, r"/proc/x"),
+        ({"train_loader_options": "{num_wrkers: 1}"}, r"num_wrkers"),
         ({"output_neurons": 29}, r"output_neurons: 30"),
         ({"encoder_size": 31}, r"encoder_size must be even .* got 31"),
     ],
@@ -103,7 +153,8 @@ def test_finished_training_is_not_repeated(trained: Path) -> None:
 def test_bad_input_is_one_sentence_before_training(
     tmp_path: Path, overrides: dict[str, object], found: str
 ) -> None:
-    if "output_neurons" in overrides and not AN4.is_dir():
+    reaches_data = {"output_neurons", "train_loader_options"}
+    if reaches_data & set(overrides) and not AN4.is_dir():
         pytest.skip("needs the AN4 corpus")
     arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4, **overrides}
     done = run(recipe("AN4", "an4/srupp_ctc_attention.yaml", arguments), tmp_path)
@@ -113,6 +164,14 @@ def test_bad_input_is_one_sentence_before_training(
     assert re.search(found, errors[0])
     assert "Traceback" not in done.stderr
     assert "Going into epoch" not in done.stderr + done.stdout
+
+
+def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [1, 2\n")
+    done = run(recipe("Commands", tmp_path / "broken.yaml", {}), tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"broken.yaml: not YAML: .*line 2", done.stderr)
 
 
 def test_unknown_option_in_the_yaml_is_named(tmp_path: Path) -> None:
