@@ -39,12 +39,23 @@ demo: $(VENV)/.installed ## Synthesise a corpus, train on it, score and transcri
 	$(PY) recipes/Commands/demo.py
 
 ##@ Check
-.PHONY: test test-slow lint format
+.PHONY: test test-slow test-sanitizers lint format
 test: $(VENV)/.installed ## Run the fast tests
 	$(PY) -m pytest -q --durations=10 --durations-min=1
 
-test-slow: $(VENV)/.installed ## Run the tests that take minutes
+test-slow: test-sanitizers ## Run the tests that take minutes
 	$(PY) -m pytest -q --durations=0 --durations-min=1 -m "slow and not gpu"
+
+# A second build beside the installed one. The sanitizer must be in the process before Python is, and
+# pytest is called by its own name so that the working tree's package does not come first.
+SANITIZED := build/sanitized
+test-sanitizers: $(VENV)/.installed ## Run the kernels' tests under AddressSanitizer and UBSan
+	rm -rf $(SANITIZED)
+	CXX="g++ -g -fsanitize=address,undefined" SRU_ASR_CUDA=0 $(PIP) install -q --no-deps \
+		--no-build-isolation --target $(SANITIZED) .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		PYTHONPATH=$(SANITIZED) $(VENV)/bin/pytest -q -m "not gpu and not slow" tests/test_ops.py
 
 lint: $(VENV)/.installed ## Check style and types
 	$(PY) -m ruff check
