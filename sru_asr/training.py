@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -24,6 +25,7 @@ from sru_asr.manifest import Utterance, check_manifest
 from sru_asr.plot import plot_training
 from sru_asr.score import Score
 from sru_asr.tokenizer import BLANK, train_tokenizer
+from sru_asr.transcripts import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ def run_recipe(
     tokenizer_file = Path(hparams["save_folder"], "tokenizer.model")
     try:
         sb.create_experiment_directory(str(folder), hparams_file, overrides)
+        run_on_main(check_same_run, [hparams, Path(hparams["save_folder"], "settings.json")])
         run_on_main(prepare, [hparams])
         utterances = read_splits(hparams)
         load_tokenizer(hparams, tokenizer_file, utterances)
@@ -125,6 +128,41 @@ def run_recipe(
         # From a loader's process it comes with that process's traceback around it.
         reason = str(error).strip().splitlines()[-1].split("AudioError: ")[-1]
         raise RecipeError(f"{reason}; run again to go on from the last checkpoint") from error
+
+
+def check_same_run(hparams: dict[str, Any], path: Path) -> None:
+    """Refuse to go on in the folder of a run with other settings; note those of a new run.
+
+    Its checkpoints would not fit, or, worse, its finished model would pass for the new one's. A run
+    may be prolonged, and folders may move.
+
+    Raises
+    ------
+    ValueError
+        Naming the settings that differ.
+    """
+    free = {"number_of_epochs", "total_steps", "download"}
+    settings = {
+        key: value
+        for key, value in hparams.items()
+        if isinstance(value, (bool, int, float, str, list))
+        and key not in free
+        and not key.startswith("__")
+        and not key.endswith(("_folder", "_csv"))
+    }
+    if path.exists() and any(path.parent.glob("CKPT*")):
+        old = json.loads(path.read_text(encoding="utf-8"))
+        differing = [
+            f"{key} {old.get(key)} (now {settings.get(key)})"
+            for key in sorted(old.keys() | settings.keys())
+            if old.get(key) != settings.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"output_folder {hparams['output_folder']} holds a run with "
+                f"{', '.join(differing)}; choose another output_folder, or delete this one"
+            )
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")
 
 
 def read_splits(hparams: dict[str, Any]) -> dict[str, list[Utterance]]:

@@ -92,6 +92,14 @@ def test_finished_training_is_not_repeated(trained: Path) -> None:
     assert "epoch: " not in after[len(before) :]
 
 
+def test_another_runs_folder_is_refused(trained: Path) -> None:
+    settings = {**SMALL_COMMANDS, "hidden_size": 48, "seed": 2}
+    done = run(recipe("Commands", "commands/srupp_ctc.yaml", settings), trained)
+    assert done.returncode == 2
+    expected = "results/demo holds a run with hidden_size 32 (now 48), seed 1 (now 2)"
+    assert expected in done.stderr
+
+
 def test_each_epoch_has_new_batches_and_the_rate_rises_from_the_first_step(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
     watch = """
