@@ -6,7 +6,9 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 
 from sru_asr.manifest import (
     ManifestError,
@@ -21,11 +23,11 @@ HEADER = "ID,duration,wav,spk_id,wrd\n"
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A data root with two recordings (any bytes do: manifests only look files up)."""
+    """A data root with two recordings."""
     root = tmp_path / "data root"
     root.mkdir()
     for name in ("a.wav", "b.wav"):
-        (root / name).write_bytes(b"x")
+        soundfile.write(root / name, np.zeros(1600), 16000)
     return root
 
 
@@ -133,6 +135,14 @@ def test_a_missing_audio_file_is_named(tmp_path, corpus):
     assert str(caught.value) == (
         f"manifest {path}: line 3 (ID 'u2'): audio file {corpus}/gone.wav does not exist"
     )
+
+
+def test_a_damaged_recording_is_named(tmp_path, corpus):
+    (corpus / "a.wav").write_bytes((corpus / "a.wav").read_bytes()[:1000])
+    (problem,) = problems_of(write(tmp_path, HEADER + "u,0.1,a.wav,s,A\n"), data_root=corpus)
+    assert "line 2 (ID 'u')" in problem
+    assert "a.wav" in problem
+    assert "truncated" in problem
 
 
 def test_all_problems_are_reported_at_once(tmp_path, corpus):
