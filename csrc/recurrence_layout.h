@@ -11,12 +11,18 @@
 
 namespace sru {
 
+enum class Direction { kForward, kBackward, kBoth };
+
 struct Shape {
   int64_t steps, batch, lanes, width;
-  bool bidirectional;
+  Direction direction;
 
-  SRU_INLINE int64_t directions() const { return bidirectional ? 2 : 1; }
-  SRU_INLINE int64_t hidden() const { return width / directions(); }
+  SRU_INLINE int64_t directions() const { return direction == Direction::kBoth ? 2 : 1; }
+  SRU_INLINE int64_t hidden() const { return direction == Direction::kBoth ? width / 2 : width; }
+  // Whether a side, 0 or, of both directions, 1, goes from the end to the beginning.
+  SRU_INLINE bool reversed(int64_t side) const {
+    return direction == Direction::kBackward || side == 1;
+  }
 };
 
 // The order in which one direction visits the real steps of one sequence.
@@ -26,8 +32,8 @@ struct Order {
   SRU_INLINE int64_t at(int64_t i) const { return first + i * step; }
 };
 
-SRU_INLINE Order order_of(bool backward, int64_t length) {
-  return backward ? Order{length - 1, -1, length} : Order{0, 1, length};
+SRU_INLINE Order order_of(bool reversed, int64_t length) {
+  return reversed ? Order{length - 1, -1, length} : Order{0, 1, length};
 }
 
 // Element strides of a (T, B, D) or (T, B, k, D) tensor whose rows along D are contiguous.
@@ -42,16 +48,16 @@ SRU_INLINE Strides lanes_strides(const Shape& s) {
 }
 
 // The rows of one sequence, in the order of its steps.
-template <typename T>
+template <typename S>
 struct Rows {
-  T* start;
+  S* start;
   int64_t stride;
 
-  SRU_INLINE T* at(int64_t i) const { return start + i * stride; }
+  SRU_INLINE S* at(int64_t i) const { return start + i * stride; }
 };
 
-template <typename T>
-SRU_INLINE Rows<T> rows_of(T* tensor, const Strides& strides, const Order& order, int64_t sequence,
+template <typename S>
+SRU_INLINE Rows<S> rows_of(S* tensor, const Strides& strides, const Order& order, int64_t sequence,
                            int64_t lane, int64_t column) {
   // An absent tensor, or a sequence without steps, has no row to point at.
   if (!tensor || order.count == 0) return {tensor, 0};
@@ -59,5 +65,19 @@ SRU_INLINE Rows<T> rows_of(T* tensor, const Strides& strides, const Order& order
       tensor + sequence * strides.batch + lane * strides.lane + order.first * strides.time + column,
       order.step * strides.time};
 }
+
+// The kept states: row j holds the state after `every` steps more than row j - 1, in the order of
+// the steps, whichever way they go through time; the last row that of the last step.
+struct Kept {
+  int64_t every;  // 0: none are kept
+
+  SRU_INLINE int64_t rows(int64_t count) const {
+    return every > 0 ? (count + every - 1) / every : 0;
+  }
+  SRU_INLINE bool holds(int64_t i, int64_t count) const {
+    return every > 0 && ((i + 1) % every == 0 || i + 1 == count);
+  }
+  SRU_INLINE int64_t row(int64_t i) const { return i / every; }
+};
 
 }  // namespace sru

@@ -8,11 +8,18 @@
 
 namespace sru {
 
-// What a column keeps through time: recurrent weights, biases and the dropout mask.
+// What a column keeps through time: recurrent weights and biases, in the unit of `sigmoid`'s
+// argument, and the dropout mask.
 template <typename T>
 struct Column {
   T vf, vr, bf, br, mask;
 };
+
+// The argument of a gate's sigmoid.
+template <typename T>
+SRU_INLINE T gate_argument(T u, T v, T c, T b) {
+  return multiply_add(v, c, multiply_add(gate_unit<T>(), u, b));
+}
 
 //   f = sigmoid(uf + vf c' + bf)       c' is the state before this step, c the one after it
 //   r = sigmoid(ur + vr c' + br)
@@ -22,11 +29,11 @@ struct Column {
 // Takes the state in `c`, leaves the new one there and returns h.
 template <bool kTanh, typename T>
 SRU_INLINE T forward_step(const Column<T>& p, T u0, T uf, T ur, T highway, T& c) {
-  const Gate<T> f = sigmoid(p.vf * c + (uf + p.bf));
-  const Gate<T> r = sigmoid(p.vr * c + (ur + p.br));
-  c = f.open * c + f.shut * u0;
+  const Gate<T> f = sigmoid(gate_argument(uf, p.vf, c, p.bf));
+  const Gate<T> r = sigmoid(gate_argument(ur, p.vr, c, p.br));
+  c = multiply_add(f.open, c, f.shut * u0);
   const T g = kTanh ? hyperbolic_tangent(c) : c;
-  return highway + (g - highway) * (p.mask * r.open);
+  return multiply_add(g - highway, p.mask * r.open, highway);
 }
 
 // Gradients of one step's own inputs.
@@ -55,21 +62,23 @@ struct ColumnGradient {
 template <bool kTanh, typename T>
 SRU_INLINE StepGradient<T> backward_step(const Column<T>& p, T u0, T uf, T ur, T highway,
                                          T c_before, T c, T dh, T& dc, ColumnGradient<T>& sum) {
-  const Gate<T> f = sigmoid(p.vf * c_before + (uf + p.bf));
-  const Gate<T> r = sigmoid(p.vr * c_before + (ur + p.br));
+  const Gate<T> f = sigmoid(gate_argument(uf, p.vf, c_before, p.bf));
+  const Gate<T> r = sigmoid(gate_argument(ur, p.vr, c_before, p.br));
   const T g = kTanh ? hyperbolic_tangent(c) : c;
-  const T dhm = dh * p.mask;
+  const T dg = dh * p.mask * r.open;
 
-  const T dzr = dhm * (g - highway) * (r.open * r.shut);
-  const T dstate = dc + dhm * r.open * (kTanh ? 1 - g * g : T(1));
-  const T dzf = dstate * (c_before - u0) * (f.open * f.shut);
+  const T dzr = dg * (g - highway) * r.shut;
+  const T dstate = kTanh ? multiply_add(dg, multiply_add(-g, g, T(1)), dc) : dc + dg;
+  const T du0 = dstate * f.shut;
+  const T dzf = du0 * ((c_before - u0) * f.open);
 
-  sum.vf += dzf * c_before;
-  sum.vr += dzr * c_before;
+  sum.vf = multiply_add(dzf, c_before, sum.vf);
+  sum.vr = multiply_add(dzr, c_before, sum.vr);
   sum.bf += dzf;
   sum.br += dzr;
-  dc = dstate * f.open + (dzf * p.vf + dzr * p.vr);
-  return {dstate * f.shut, dzf, dzr, dh - dhm * r.open};
+  const T through_gates = multiply_add(dzf, p.vf, dzr * p.vr) * (1 / gate_unit<T>());
+  dc = multiply_add(dstate, f.open, through_gates);
+  return {du0, dzf, dzr, dh - dg};
 }
 
 }  // namespace sru

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .transforms import transformed
+
 ACTIVATIONS = {"identity": lambda c: c, "tanh": torch.tanh}
 
 
@@ -24,6 +26,7 @@ def sru_recurrence(
     alpha: float = 1.0,
     activation: str = "identity",
     mask: Tensor | None = None,
+    recompute: bool | str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run the elementwise recurrence of the Simple Recurrent Unit over a whole batch.
 
@@ -63,6 +66,10 @@ def sru_recurrence(
         ``g``.
     mask : Tensor, shape (B, D), optional
         Dropout mask shared over time, already scaled by ``1 / (1 - p)``. No gradient flows into it.
+    recompute : {"auto", True, False}
+        Whether the backward pass recomputes most states instead of keeping all of them, which saves
+        the kernels a tensor of ``h``'s size for each call and changes gradients by rounding alone.
+        "auto" does wherever it costs no time. The reference ignores it.
 
     Returns
     -------
@@ -88,7 +95,7 @@ def sru_recurrence(
     >>> h.shape, c_n[0, 0].item()  # five halvings
     (torch.Size([5, 2, 4]), 0.03125)
     """
-    check_arguments(u, v, b, x, c0, lengths, bidirectional, activation, mask)
+    check_arguments(u, v, b, x, c0, lengths, bidirectional, activation, mask, recompute)
     returned, dtype = u.dtype, compute_dtype(u, v, b, x, c0, mask)
     u, b = u.to(dtype), b.to(dtype)
     v, x, c0, mask = (t if t is None else t.to(dtype) for t in (v, x, c0, mask))
@@ -158,6 +165,7 @@ def check_arguments(
     bidirectional: bool,
     activation: str,
     mask: Tensor | None,
+    recompute: bool | str = "auto",
 ) -> None:
     """Raise a TypeError or ValueError that names the first argument which does not fit."""
     if not isinstance(u, Tensor):
@@ -189,6 +197,8 @@ def check_arguments(
             raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     if x is not None and lanes == 4:
         raise ValueError("x must be None when u has four lanes: lane u3 is the highway's input")
+    if recompute not in ("auto", True, False):
+        raise ValueError(f"recompute must be 'auto', True or False, got {recompute!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
     if lengths is not None:
@@ -201,13 +211,15 @@ def check_arguments(
         if lengths.device != u.device:
             raise ValueError(f"lengths must be on u's device {u.device}, got {lengths.device}")
         # Elsewhere than on the CPU a look at the values would make the host wait for the device;
-        # while compiling, and in a fake tensor (a subclass), there are no values.
+        # while compiling, in a fake tensor (a subclass) and under torch.func there are no values.
         real = type(lengths) is Tensor and not torch.compiler.is_compiling()
+        real = real and not transformed(lengths)
         if real and lengths.device.type == "cpu":
-            _check_range(lengths, steps)
+            check_range(lengths, steps)
 
 
-def _check_range(lengths: Tensor, steps: int) -> None:
+def check_range(lengths: Tensor, steps: int) -> None:
+    """Raise a ValueError unless all ``lengths`` lie between 0 and ``steps``."""
     wrong = (lengths < 0) | (lengths > steps)
     if wrong.any():
         position = int(wrong.nonzero()[0])

@@ -245,7 +245,11 @@ def test_instruction_sets(path: str) -> None:
         "    for hidden in (5, 83):\n"
         "        compare(make_case(31, 3, hidden, bidirectional=True, activation=act))\n"
         "        compare(make_case(31, 3, hidden, lanes=4, activation=act))\n"
+        "        compare(make_case(70, 3, hidden, activation=act) | {'recompute': True})\n"
         "test_gate_precision('cpu')\n"
+        "for dtype in (torch.bfloat16, torch.float16):\n"
+        "    test_16_bit_rounding(dtype, 'cpu')\n"
+        "    test_16_bit_gradients(True, 3, dtype, 'cpu')\n"
     )
     subprocess.run(
         [sys.executable, "-c", code],
@@ -284,6 +288,54 @@ def test_gradient_of_one_output(output: int) -> None:
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("lengths", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 31, 32, 33, 64, 97])
+def test_recompute(steps: int, lengths: bool, device: str) -> None:
+    case = make_case(steps, 3, 35, bidirectional=True, activation="tanh", lengths=lengths)
+    compare({**case, "recompute": True}, device)
+
+
+def test_recompute_keeps_a_thirty_second_of_the_states() -> None:
+    case = convert(make_case(64, 2, 8), dtype=torch.float32)
+    kept = {}
+    for recompute in (True, False):
+        h, _ = ops.sru_recurrence(**case, recompute=recompute)
+        kept[recompute] = h.grad_fn.saved_tensors[-1].shape[0]
+    assert kept == {True: 2, False: 64}
+
+
+@pytest.mark.parametrize("keep_every", [2, 7, 32])
+def test_kept_states(keep_every: int) -> None:
+    """Any distance gives the gradients of keeping all, in every order of the steps."""
+    case = convert(make_case(45, 4, 9, bidirectional=True), dtype=torch.float64)
+    case["lengths"] = torch.tensor([45, 14, 1, 0])
+    arguments = [case[n] for n in ("u", "v", "b", "x", "c0", "lengths", "mask")]
+    arguments = [t.detach() for t in arguments] + [True, 1.25, "identity"]
+    found = []
+    for every in (1, keep_every):
+        h, c_n, c = torch.ops.sru_asr.recurrence_forward(*arguments, every)
+        assert c.shape == (-(-45 // every), 4, 18)
+        assert_same(c[:1].new_zeros(c[:, 3].shape), c[:, 3])  # no steps, no states
+        assert_same(c[-(-14 // every) :, 1], torch.zeros_like(c[-(-14 // every) :, 1]))
+        found.append(
+            torch.ops.sru_asr.recurrence_backward(
+                torch.ones_like(h), torch.ones_like(c_n), *arguments[:7], c, *arguments[7:], every
+            )
+        )
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep_every", [-1, 33])
+def test_kept_states_out_of_range(keep_every: int) -> None:
+    u, b = torch.zeros(5, 1, 3, 4), torch.zeros(2, 4)
+    with pytest.raises(RuntimeError, match="keep_every must lie in 0..32"):
+        torch.ops.sru_asr.recurrence_forward(
+            u, None, b, None, None, None, None, False, 1.0, "identity", keep_every
+        )
+
+
 def test_double_backward_is_refused() -> None:
     case = convert(make_case(3, 2, 4), dtype=torch.float32)
     (grad,) = torch.autograd.grad(ops.sru_recurrence(**case)[0].sum(), case["u"], create_graph=True)
@@ -306,7 +358,7 @@ def test_states_are_saved_for_gradients_only(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         ops.sru_recurrence(**case)
     ops.sru_recurrence(**make_case(3, 2, 4))
-    assert saved == [True, False, False]
+    assert saved == [ops.KEEP_EVERY, 0, 0]
 
 
 # --- independence
@@ -445,6 +497,64 @@ def test_16_bit_inputs_are_computed_in_32(dtype: torch.dtype) -> None:
             assert_same(got, expected.to(dtype))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_rounding(dtype: torch.dtype, device: str) -> None:
+    """Widening and rounding are PyTorch's own, for every number that 16 bits hold."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).to(device)
+    zeros = values.new_zeros(1, 1, 3, len(values))
+    b = values.new_zeros(2, len(values), dtype=torch.float32)
+    # With all of the transformed part dropped, h = alpha * x.
+    for alpha in (1.0, 1 / 3, 1.0009765625, 3e-6, 1000.0, -1.0):
+        h, _ = ops.sru_recurrence(
+            zeros, None, b, values[None, None], alpha=alpha, mask=torch.zeros_like(b[:1])
+        )
+        expected = values.float() * alpha
+        finite = expected.isfinite()
+        assert_same(h[0, 0, finite], expected[finite].to(dtype))
+        assert h[0, 0, ~finite].isnan().all()  # inf + (0 - inf) * 0
+    # As the argument of the forget gate, infinities choose between c0 and u0.
+    u, c0 = zeros.clone(), torch.full_like(b[:1], 2)
+    u[:, :, 1] = values
+    _, c_n = ops.sru_recurrence(u, None, b, c0=c0)
+    assert_same(c_n[0].isnan(), values.isnan())
+    assert (c_n[0, values == torch.inf] == 2).all()
+    assert (c_n[0, values == -torch.inf].float().abs() < 1e-30).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lanes", [3, 4])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_16_bit_gradients(recompute: bool, lanes: int, dtype: torch.dtype, device: str) -> None:
+    """Those of u and x are the ones of float32, rounded once; those of the rest are float32's."""
+    case = make_case(37, 3, 21, lanes=lanes, bidirectional=True, activation="tanh")
+    case["recompute"] = recompute
+    narrow = convert(case, dtype=torch.float32, device=device)
+    for name in ("u", "x"):
+        if narrow[name] is not None:
+            narrow[name] = narrow[name].detach().to(dtype).requires_grad_()
+    wide = {
+        n: t.detach().float().requires_grad_(t.requires_grad)
+        if isinstance(t, Tensor) and t.is_floating_point()
+        else t
+        for n, t in narrow.items()
+    }
+    # The same gradient of h in both: one that 16 bits hold.
+    random = torch.Generator().manual_seed(3)
+    grad_h = torch.randn(37, 3, 42, generator=random).to(device=device, dtype=dtype)
+    names = [n for n, t in wide.items() if isinstance(t, Tensor) and t.requires_grad]
+    found = torch.autograd.grad(ops.sru_recurrence(**narrow)[0], [narrow[n] for n in names], grad_h)
+    expected = torch.autograd.grad(
+        ops.sru_recurrence(**wide)[0], [wide[n] for n in names], grad_h.float()
+    )
+    for name, got, wanted in zip(names, found, expected, strict=True):
+        assert got.dtype == narrow[name].dtype
+        # Compilers may fuse the two versions' multiplications and additions differently.
+        last_place = torch.finfo(got.dtype).eps if got.dtype == dtype else 1e-5
+        torch.testing.assert_close(got, wanted.to(got.dtype), rtol=last_place, atol=1e-5)
+
+
 def test_mixed_dtypes() -> None:
     case = convert(make_case(8, 2, 6), dtype=torch.float32)
     case["u"] = case["u"].detach().bfloat16().requires_grad_()
@@ -518,8 +628,74 @@ def test_kernel_checks_lengths_itself() -> None:
     u, b = torch.zeros(5, 1, 3, 4), torch.zeros(2, 4)
     with pytest.raises(RuntimeError, match="lengths must lie in"):
         torch.ops.sru_asr.recurrence_forward(
-            u, None, b, None, None, torch.tensor([6]), None, False, 1.0, "identity", False
+            u, None, b, None, None, torch.tensor([6]), None, False, 1.0, "identity", 0
         )
+
+
+# --- inference, into given memory
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("steps", [0, 1, 9])
+def test_inference(steps: int, dtype: torch.dtype, device: str) -> None:
+    case = convert(make_case(steps, 3, 21, bidirectional=True, mask=False), device=device)
+    compute = torch.promote_types(dtype, torch.float32)
+    u, x = case["u"].detach().to(dtype), case["x"].detach().to(dtype)
+    v, b, c0 = (case[n].detach().to(compute) for n in ("v", "b", "c0"))
+    expected, c_n = ops.sru_recurrence(
+        u, v, b, x, c0, case["lengths"], bidirectional=True, alpha=1.25
+    )
+    c = c0.clone()
+    room = x.new_full((steps, 3, 64), 5)
+    h = room[..., 10:52]
+    ops.recurrence_inference(u, v, b, x, case["lengths"], c, h, "both", 1.25, "identity")
+    assert_same(h, expected)
+    assert_same(c.to(dtype), c_n)
+    assert (room[..., :10] == 5).all() and (room[..., 52:] == 5).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_inference_backward(device: str) -> None:
+    """The second half of a bidirectional layer, alone."""
+    case = convert(make_case(9, 3, 20, bidirectional=True, mask=False), device=device)
+    u, v, b, x, c0 = (case[n].detach() for n in ("u", "v", "b", "x", "c0"))
+    expected, c_n = ops.sru_recurrence(u, v, b, x, c0, case["lengths"], bidirectional=True)
+    c, h = c0[:, 20:].contiguous(), torch.empty_like(x)[..., 20:]
+    half = [u[..., 20:], v[:, 20:], b[:, 20:], x[..., 20:], case["lengths"]]
+    ops.recurrence_inference(*half, c, h, "backward", 1.0, "identity")
+    assert_same(h, expected[..., 20:])
+    assert_same(c, c_n[:, 20:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"h": torch.zeros(5, 2, 8)[..., ::2]}, "h must have unit stride"),
+        ({"h": torch.zeros(5, 2, 3)}, "h does not fit the shape of u"),
+        ({"h": torch.zeros(5, 2, 4).double()}, "h must be Float, got Double"),
+        ({"c": torch.zeros(4, 2).T}, "c must be contiguous"),
+        ({"c": torch.zeros(2, 4).bfloat16()}, "c0 must be Float, got BFloat16"),
+        ({"direction": "sideways"}, "direction must be forward, backward or both, got sideways"),
+        ({"u": torch.zeros(5, 2, 3, 4).int()}, "u must be float64, float32, bfloat16 or float16"),
+        ({"lengths": torch.tensor([5, 6])}, "lengths must lie in 0..5, got 6 at position 1"),
+    ],
+)
+def test_inference_refuses(change: Case, message: str) -> None:
+    arguments = {
+        "u": torch.zeros(5, 2, 3, 4),
+        "v": None,
+        "b": torch.zeros(2, 4),
+        "x": None,
+        "lengths": None,
+        "c": torch.zeros(2, 4),
+        "h": torch.zeros(5, 2, 4),
+        "direction": "forward",
+        "alpha": 1.0,
+        "activation": "identity",
+    }
+    with pytest.raises(RuntimeError, match=message):
+        ops.recurrence_inference(**{**arguments, **change})
 
 
 # --- PyTorch's machinery
@@ -533,23 +709,49 @@ def operator_arguments(lanes: int, device: str) -> list[Any]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("lanes", [3, 4])
-@pytest.mark.parametrize("save_states", [True, False])
-def test_opcheck_forward(save_states: bool, lanes: int, device: str) -> None:
-    arguments = (*operator_arguments(lanes, device), save_states)
+@pytest.mark.parametrize("keep_every", [0, 1, 3])
+def test_opcheck_forward(keep_every: int, lanes: int, device: str) -> None:
+    arguments = (*operator_arguments(lanes, device), keep_every)
     torch.library.opcheck(torch.ops.sru_asr.recurrence_forward.default, arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("lanes", [3, 4])
-def test_opcheck_backward(lanes: int, device: str) -> None:
+@pytest.mark.parametrize("keep_every", [1, 3])
+def test_opcheck_backward(keep_every: int, lanes: int, device: str) -> None:
     arguments = [
         t.detach() if isinstance(t, Tensor) else t for t in operator_arguments(lanes, device)
     ]
-    h, c_n, c = torch.ops.sru_asr.recurrence_forward(*arguments, True)
+    h, c_n, c = torch.ops.sru_asr.recurrence_forward(*arguments, keep_every)
     tensors, options = arguments[:7], arguments[7:]
     torch.library.opcheck(
         torch.ops.sru_asr.recurrence_backward.default,
-        (torch.randn_like(h), torch.randn_like(c_n), *tensors, c, *options),
+        (torch.randn_like(h), torch.randn_like(c_n), *tensors, c, *options, keep_every),
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_opcheck_16_bit(dtype: torch.dtype, device: str) -> None:
+    arguments = operator_arguments(3, device)
+    compute = torch.promote_types(dtype, torch.float32)
+    tensors = [
+        t.detach().to(dtype if name in "ux" else compute).requires_grad_(t.requires_grad)
+        if t.is_floating_point()
+        else t
+        for name, t in zip(["u", "v", "b", "x", "c0", "lengths", "mask"], arguments, strict=False)
+    ]
+    arguments = [*tensors, *arguments[7:], 1]
+    torch.library.opcheck(torch.ops.sru_asr.recurrence_forward.default, arguments)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck_inference(device: str) -> None:
+    case = convert(make_case(5, 2, 4, bidirectional=True), device=device)
+    u, v, b, x, c, lengths = (case[n].detach() for n in ("u", "v", "b", "x", "c0", "lengths"))
+    torch.library.opcheck(
+        torch.ops.sru_asr.recurrence_inference.default,
+        (u, v, b, x, lengths, c, torch.zeros_like(x), "both", 1.25, "tanh"),
     )
 
 
@@ -627,6 +829,27 @@ def test_streams() -> None:
         got, _ = ops.sru_recurrence(**case)
     side.synchronize()
     assert_same(got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 20e9, reason="needs 16 GB of memory"
+)
+def test_more_than_2_to_the_31_elements_on_the_cpu() -> None:
+    steps, width = 1_400_000, 512  # u: 2.15e9 elements
+    u = torch.zeros(steps, 1, 3, width, dtype=torch.bfloat16)
+    u[-4:] = torch.randn(4, 1, 3, width)
+    b = torch.zeros(2, width)
+    short = u[-4:].clone().requires_grad_()
+    u.requires_grad_()
+    h, c_n = ops.sru_recurrence(u, None, b)
+    expected, expected_c_n = ops.sru_recurrence(short, None, b)
+    assert_same(h[-4:], expected)
+    assert_same(c_n, expected_c_n)
+    assert not h[:-4].any()
+    (du,) = torch.autograd.grad(h, u, h.new_ones(()).expand(h.shape))
+    (expected_du,) = torch.autograd.grad(expected, short, torch.ones_like(expected))
+    assert_same(du[-4:], expected_du)
 
 
 @NO_GPU
