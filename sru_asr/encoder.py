@@ -39,6 +39,8 @@ class SRUEncoder(nn.Module):
         Dropout probability of the attention weights.
     highway_bias : float
         Initial bias of the reset gate.
+    recompute : {"auto", True, False}
+        Recompute states in the backward pass instead of keeping them all (`sru_asr.ops`).
 
     Attributes
     ----------
@@ -71,6 +73,7 @@ class SRUEncoder(nn.Module):
         *,
         attention_dropout: float = 0.0,
         highway_bias: float = -2.0,
+        recompute: bool | str = "auto",
     ) -> None:
         super().__init__()
         sizes = {
@@ -99,6 +102,7 @@ class SRUEncoder(nn.Module):
                 dropout=dropout if i < num_layers - 1 else 0.0,
                 attention_dropout=attention_dropout,
                 highway_bias=highway_bias,
+                recompute=recompute,
             )
             for i in range(num_layers)
         )

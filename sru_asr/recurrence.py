@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sru_asr import ops
+from sru_asr.blocks import Options, run_blocks, suits_blocks
+from sru_asr.product import linear
 
 
 class Recurrence(nn.Module):
@@ -40,6 +42,8 @@ class Recurrence(nn.Module):
         Let the gates see the previous state through ``v``; otherwise the recurrence is linear.
     activation : {"identity", "tanh"}
         Activation of the state.
+    recompute : {"auto", True, False}
+        Recompute states in the backward pass instead of keeping them all (`sru_asr.ops`).
 
     Attributes
     ----------
@@ -72,6 +76,7 @@ class Recurrence(nn.Module):
         rescale: bool = True,
         recurrent_gates: bool = True,
         activation: str = "identity",
+        recompute: bool | str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -84,6 +89,7 @@ class Recurrence(nn.Module):
         self.highway = highway
         self.highway_bias = highway_bias
         self.activation = activation
+        self.recompute = recompute
         self.alpha = math.sqrt(1 + 2 * math.exp(highway_bias)) if highway and rescale else 1.0
         shape = (2, self.width)
         if recurrent_gates:
@@ -147,7 +153,41 @@ class Recurrence(nn.Module):
             alpha=self.alpha,
             activation=self.activation,
             mask=mask,
+            recompute=self.recompute,
         )
+
+    def project(
+        self,
+        z: Tensor,
+        weight: Tensor,
+        x: Tensor | None,
+        c0: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply by the layer's matrix, then run the recurrence.
+
+        Parameters
+        ----------
+        z : Tensor, shape (T, B, features)
+            What the product takes.
+        weight : Tensor, shape (num_lanes * D, features)
+            The matrix, lane by lane.
+        x, c0, lengths
+            As in `forward`.
+
+        Returns
+        -------
+        h : Tensor, shape (T, B, D)
+        c_n : Tensor, shape (B, D)
+        """
+        x = x if self.highway and self.num_lanes == 3 else None
+        dropped = self.training and self.dropout > 0
+        if not dropped and suits_blocks(z, weight, self.v, self.b, x, c0, lengths):
+            options = Options(self.num_lanes, self.bidirectional, self.alpha, self.activation)
+            return run_blocks(z, weight, self.v, self.b, x, c0, lengths, options)
+        u = linear(z, weight).unflatten(-1, (self.num_lanes, -1))
+        # Not wider than u: the operator would widen u, which is three or four times as large.
+        return self(u, None if x is None else x.to(u.dtype), c0, lengths)
 
     def extra_repr(self) -> str:
         parts = [f"{self.hidden_size}", f"num_lanes={self.num_lanes}", f"alpha={self.alpha:.3g}"]

@@ -6,11 +6,11 @@ import math
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from sru_asr.padding import padding_mask
+from sru_asr.product import linear
 from sru_asr.recurrence import Recurrence
 
 
@@ -39,6 +39,7 @@ class SRULayer(nn.Module):
         rescale: bool = True,
         recurrent_gates: bool = True,
         activation: str = "identity",
+        recompute: bool | str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class SRULayer(nn.Module):
             rescale=rescale,
             recurrent_gates=recurrent_gates,
             activation=activation,
+            recompute=recompute,
             device=device,
             dtype=dtype,
         )
@@ -116,9 +118,8 @@ class SRULayer(nn.Module):
         """
         z = self.norm(x) if self.layer_norm == "pre" else x
         if self.projection is not None:
-            z = F.linear(z, self.projection)
-        u = F.linear(z, self.weight).unflatten(-1, (self.recurrence.num_lanes, self.output_size))
-        h, c_n = self.recurrence(u, x, c0, lengths)
+            z = linear(z, self.projection)
+        h, c_n = self.recurrence.project(z, self.weight, x, c0, lengths)
         if self.layer_norm == "post":
             h = self.norm(h)
             if lengths is not None:
@@ -169,6 +170,9 @@ class SRU(nn.Module):
         Let the gates see the previous state; otherwise the recurrence is linear.
     activation : {"identity", "tanh"}
         Activation of the state.
+    recompute : {"auto", True, False}
+        Whether the backward pass recomputes most states instead of keeping all of them. It saves
+        memory of the output's size for each layer; "auto" does where it costs no time.
     device, dtype
         As in any PyTorch module.
 
@@ -204,6 +208,7 @@ class SRU(nn.Module):
         rescale: bool = True,
         recurrent_gates: bool = True,
         activation: str = "identity",
+        recompute: bool | str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -221,6 +226,8 @@ class SRU(nn.Module):
             raise ValueError(f"layer_norm must be None, 'pre' or 'post', got {layer_norm!r}")
         if activation not in ("identity", "tanh"):
             raise ValueError(f"activation must be 'identity' or 'tanh', got {activation!r}")
+        if recompute not in ("auto", True, False):
+            raise ValueError(f"recompute must be 'auto', True or False, got {recompute!r}")
         if dropout and num_layers == 1:
             warnings.warn(
                 "dropout acts on every layer but the last, so with num_layers=1 it does nothing",
@@ -248,6 +255,7 @@ class SRU(nn.Module):
                 rescale=rescale,
                 recurrent_gates=recurrent_gates,
                 activation=activation,
+                recompute=recompute,
                 device=device,
                 dtype=dtype,
             )

@@ -91,6 +91,10 @@ class AttentiveProjection(nn.Module):
         -------
         Tensor, shape (T, B, output_size)
         """
+        return self.up(self.attend(x, attend))
+
+    def attend(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
+        """The same without the last product, by W3: shape (T, B, projection_size)."""
         z = self.down(x)
         if self.num_heads:
             q, k, v = (self._split(t) for t in (z, *self.key_value(z).chunk(2, dim=-1)))
@@ -98,7 +102,7 @@ class AttentiveProjection(nn.Module):
                 q, k, v, attn_mask=attend, dropout_p=self.dropout if self.training else 0.0
             )
             z = z + self.alpha * a.permute(2, 0, 1, 3).flatten(2)
-        return self.up(self.norm(z))
+        return self.norm(z)
 
     def _split(self, z: Tensor) -> Tensor:
         """(T, B, d') to (B, heads, T, d_head)."""
@@ -131,6 +135,7 @@ class SRUppLayer(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         highway_bias: float = -2.0,
+        recompute: bool | str = "auto",
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -144,6 +149,7 @@ class SRUppLayer(nn.Module):
             bidirectional=bidirectional,
             dropout=dropout,
             highway_bias=highway_bias,
+            recompute=recompute,
         )
         self.recurrence.reset_parameters(v_range=1.0)
         if lanes == 4:
@@ -175,5 +181,5 @@ class SRUppLayer(nn.Module):
         h : Tensor, shape (T, B, D)
         c_n : Tensor, shape (B, D)
         """
-        u = self.project(x, attend).unflatten(-1, (self.recurrence.num_lanes, -1))
-        return self.recurrence(u, x, c0, lengths)
+        z = self.project.attend(x, attend)
+        return self.recurrence.project(z, self.project.up.weight, x, c0, lengths)

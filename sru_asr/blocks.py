@@ -1,0 +1,151 @@
+"""Inference block by block along time: what is projected is used while it is still in the cache.
+
+The projected input of a whole sequence is three or four times as large as the layer's output. Fresh
+memory for it costs a page fault for every 4 KiB, and then it is written and read back. In blocks
+memory is used again, and stays bounded however long the recording is. The two directions go through
+time the opposite way, so each has its own products and blocks.
+
+Training needs the projected input for its gradients and does without blocks: their smaller products
+lost more than their memory gained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from sru_asr import native, ops, reference
+from sru_asr.product import linear
+from sru_asr.transforms import transformed
+
+WHOLE_BYTES = 32 << 20  # of projected input that is not worth dividing
+BLOCK_BYTES = 4 << 20  # of one direction's block, but at least so many rows:
+BLOCK_ROWS = 1024  # with fewer, the product spends its time on reading the weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """Those of `sru_asr.ops.sru_recurrence`, and the lanes of the projected input."""
+
+    num_lanes: int
+    bidirectional: bool
+    alpha: float
+    activation: str
+
+
+def suits_blocks(z: Tensor, *others: Tensor | None) -> bool:
+    """Say whether `run_blocks` can take the place of product and operator.
+
+    It can on the CPU, without gradients, and while PyTorch does not record or transform what is
+    computed. ``z`` and ``others`` are all tensors that take part.
+    """
+    return (
+        z.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(z) is Tensor
+        and native.why_missing("cpu") is None
+        and not transformed(z, *others)
+    )
+
+
+def run_blocks(
+    z: Tensor,
+    weight: Tensor,
+    v: Tensor | None,
+    b: Tensor,
+    x: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Project and recur: what `sru_asr.ops.sru_recurrence` makes of ``u = z @ weight.T``.
+
+    Parameters
+    ----------
+    z : Tensor, shape (T, B, features)
+        What the product takes.
+    weight : Tensor, shape (num_lanes * D, features)
+        Its matrix, lane by lane.
+    v, b, x, c0, lengths
+        As in `sru_asr.ops.sru_recurrence`.
+    options : Options
+
+    Returns
+    -------
+    h : Tensor, shape (T, B, D)
+    c_n : Tensor, shape (B, D)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.blocks import Options, run_blocks
+    >>> z, weight, b = torch.randn(5, 2, 8), torch.randn(12, 8), torch.zeros(2, 4)
+    >>> options = Options(3, bidirectional=False, alpha=1.0, activation="identity")
+    >>> h, c_n = run_blocks(z, weight, None, b, None, None, None, options)
+    >>> h.shape, c_n.shape
+    (torch.Size([5, 2, 4]), torch.Size([2, 4]))
+    """
+    steps, batch, _ = z.shape
+    lanes, width = options.num_lanes, weight.shape[0] // options.num_lanes
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else z.dtype
+    compute = torch.promote_types(dtype, torch.float32)
+    z, weight, x = _to(z, dtype), _to(weight, dtype), _to(x, dtype)
+    v, b, lengths = _to(v, compute), _to(b, compute), _to(lengths, torch.int64)
+    c = z.new_zeros(batch, width, dtype=compute)
+    if c0 is not None:
+        c.copy_(c0)
+    h = z.new_empty(steps, batch, width)
+
+    row = weight.shape[0] * z.element_size()
+    if steps * batch * row <= WHOLE_BYTES:
+        u = linear(z, weight).view(steps, batch, lanes, width)
+        direction = "both" if options.bidirectional else "forward"
+        ops.recurrence_inference(
+            u, v, b, x, lengths, c, h, direction, options.alpha, options.activation
+        )
+        return h, c.to(dtype)
+
+    if lengths is not None:
+        reference.check_range(lengths, steps)  # the operator sees only those of a block
+    ops.prepare(h)
+    directions = ["forward", "backward"] if options.bidirectional else ["forward"]
+    hidden = width // len(directions)
+    rows = max(BLOCK_ROWS, BLOCK_BYTES // (row // len(directions)))
+    block = max(1, rows // batch)
+    starts = range(0, steps, block)
+    for side, direction in enumerate(directions):
+        mine = slice(side * hidden, (side + 1) * hidden)
+        matrix = weight.unflatten(0, (lanes, width))[:, mine].flatten(0, 1)
+        state = c[:, mine].contiguous()
+        for start in starts if direction == "forward" else reversed(starts):
+            now = slice(start, start + block)
+            u = linear(z[now], matrix).unflatten(-1, (lanes, hidden))
+            ops.recurrence_inference(
+                u,
+                None if v is None else v[:, mine],
+                b[:, mine],
+                None if x is None else x[now, :, mine],
+                None if lengths is None else (lengths - start).clamp(0, len(u)),
+                state,
+                h[now, :, mine],
+                direction,
+                options.alpha,
+                options.activation,
+            )
+        c[:, mine] = state
+    return h, c.to(dtype)
+
+
+@overload
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def _to(tensor: None, dtype: torch.dtype) -> None: ...
+@overload
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
