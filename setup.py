@@ -46,6 +46,19 @@ CXX_FLAGS = [
     "-fno-trapping-math",
     STABLE_ABI,
 ]
+# A build takes the newest version of each symbol that its own C library has. These two alone would
+# ask for a glibc newer than PyTorch does: exp since 2.29 no longer reports errors, which we never
+# ask for, and a flag of 2.32 tells shared pointers that no thread was ever started.
+OLD_GLIBC = """\
+#if defined(__x86_64__) && __has_include(<gnu/libc-version.h>)
+#if !defined(__CUDACC__)
+__asm__(".symver exp, exp@GLIBC_2.2.5");
+#endif
+extern "C" {
+__attribute__((weak, visibility("hidden"))) char __libc_single_threaded = 0;
+}
+#endif
+"""
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 LIBRARIES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}
 
@@ -72,10 +85,13 @@ class BuildKernels(build_ext):
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
+        prefix = Path(self.build_temp).resolve() / "old_glibc.h"
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        prefix.write_text(OLD_GLIBC)
         command = cuda_command if part == "cuda" else cpu_command
         start = time.perf_counter()
         try:
-            arguments, details = command(ext.sources, output)
+            arguments, details = command(["-include", str(prefix), *ext.sources], output)
             run(arguments)
         except NotBuilt as reason:
             if part == "cuda" and os.environ.get("SRU_ASR_CUDA") == "1":
@@ -96,6 +112,7 @@ def cpu_command(sources: list[str], output: Path) -> tuple[list[str], dict[str, 
     command = [
         *compiler,
         *CXX_FLAGS,
+        without_folder(include),
         "-isystem",
         include,
         *sources,
@@ -110,7 +127,7 @@ def cpu_command(sources: list[str], output: Path) -> tuple[list[str], dict[str, 
 
 def cuda_command(sources: list[str], output: Path) -> tuple[list[str], dict[str, object]]:
     if os.environ.get("SRU_ASR_CUDA") == "0":
-        raise NotBuilt("SRU_ASR_CUDA was 0 during the installation")
+        raise NotBuilt("SRU_ASR_CUDA was 0 during the build")
     include, lib, torch_cuda = torch_paths()
     # Whether this machine has a GPU says nothing about where the library will run.
     if torch_cuda is None:
@@ -129,7 +146,10 @@ def cuda_command(sources: list[str], output: Path) -> tuple[list[str], dict[str,
         "-shared",
         "--cudart=shared",
         "--threads=0",
-        "-Xcompiler=-fPIC,-fvisibility=hidden",
+        "--fmad=false",  # csrc/recurrence_math.h says where to contract
+        "--no-device-link",  # no kernel calls into another file, and the step records folders
+        # nvcc hands this to a shell
+        f"-Xcompiler=-fPIC,-fvisibility=hidden,{shlex.quote(without_folder(include))}",
         "-DUSE_CUDA",
         STABLE_ABI,
         *gencode(architectures),
@@ -145,6 +165,11 @@ def cuda_command(sources: list[str], output: Path) -> tuple[list[str], dict[str,
         "-ltorch",
     ]
     return command, {"compiler": toolkit, "architectures": architectures.split(";")}
+
+
+def without_folder(include: str) -> str:
+    """Keep the place of PyTorch's headers, which error messages name, out of the libraries."""
+    return f"-fmacro-prefix-map={include}/="
 
 
 def gencode(architectures: str) -> list[str]:
@@ -180,16 +205,17 @@ def cxx_compiler() -> list[str]:
 
 
 def cuda_home() -> Path:
-    on_path = shutil.which("nvcc")
-    candidates = [
-        os.environ.get("CUDA_HOME"),
-        str(Path(on_path).resolve().parent.parent) if on_path else None,
-        "/usr/local/cuda",
-    ]
+    named, on_path = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
+    if named:
+        candidates = [Path(named)]
+    else:
+        candidates = [Path(on_path).resolve().parent.parent] if on_path else []
+        candidates.append(Path("/usr/local/cuda"))
     for candidate in candidates:
-        if candidate and (Path(candidate) / "bin" / "nvcc").is_file():
-            return Path(candidate)
-    raise NotBuilt("nvcc was not found (set CUDA_HOME to the CUDA toolkit)")
+        if (candidate / "bin" / "nvcc").is_file():
+            return candidate
+    where = "in CUDA_HOME" if named else "(set CUDA_HOME to the CUDA toolkit)"
+    raise NotBuilt(f"nvcc was not found {where}")
 
 
 def version_of(compiler: list[str]) -> str:
@@ -215,7 +241,7 @@ def say(message: str) -> None:
     print(f"sru-asr: {message}", file=sys.stderr, flush=True)
 
 
-HEADERS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.h"))]
+HEADERS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.*h"))]
 
 setup(
     ext_modules=[

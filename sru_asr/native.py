@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sru_asr import product
+
 PACKAGE = Path(__file__).resolve().parent
 LIBRARIES = {"cpu": PACKAGE / "_C.abi3.so", "cuda": PACKAGE / "_C_cuda.abi3.so"}
 
@@ -45,8 +47,10 @@ def build_info() -> dict[str, Any]:
     dict
         ``versions`` of sru_asr, torch and python; ``cpu`` and ``cuda``, each with ``loaded`` and
         ``missing`` (why it is not, else None); ``cpu["path"]``, the instruction set that runs
-        ("avx512", "avx2" or "portable"; None without the kernels); ``cuda["architectures"]``, those
-        that were compiled; ``build``, what the build recorded (compilers, their flags).
+        ("avx512", "avx2" or "portable"; None without the kernels); ``cpu["product"]``, the routine
+        of large float32 matrix products and the reason (`sru_asr.product`);
+        ``cuda["architectures"]``, those that were compiled; ``build``, what the build recorded
+        (compilers, their flags).
 
     Examples
     --------
@@ -65,6 +69,7 @@ def build_info() -> dict[str, Any]:
         "cpu": {
             "loaded": cpu_loaded,
             "path": torch.ops.sru_asr.cpu_path() if cpu_loaded else None,
+            "product": dict(zip(("routine", "reason"), product.routine(), strict=True)),
             "missing": why_missing("cpu"),
         },
         "cuda": {
@@ -93,6 +98,8 @@ def _build_record() -> dict[str, Any]:
 
 
 def _remedy(device_type: str) -> str:
+    if device_type == "cuda" and torch.version.cuda is None:
+        return "Install a PyTorch that is built for CUDA"
     source = PACKAGE.parent
     flag = "SRU_ASR_CUDA=1 " if device_type == "cuda" else ""
     if (source / "setup.py").is_file() and (source / "csrc").is_dir():
