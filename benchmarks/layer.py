@@ -1,126 +1,64 @@
-"""Four bidirectional SRU layers beside their own matrix products, nn.LSTM and nn.GRU.
+"""Four bidirectional SRU layers beside their own matrix products and all peers.
 
     python benchmarks/layer.py [--device cuda] [--threads 2]
 
-The products alone are the floor of any implementation that computes them with F.linear: the same
-weights, and the inputs that each layer really gets. For training they include both gradients, the
-weight's and the input's, as the networks do.
+The products alone are the floor of any implementation that computes them in the same way: F.linear
+is PyTorch's (MKL on a CPU), oneDNN the other library that PyTorch brings, which is the faster one
+on some CPUs. The floor is the faster of the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-from harness import Panel, measure, parser, report, threads
-from torch import Tensor, nn
+import peers
+from harness import measure, parser, report, settings
+from peers import BF16, OLD_SRU, PRODUCTS, Shape
 
-import sru_asr
+SHAPES = [Shape(16, 500, 256, 256), Shape(4, 250, 256, 256), Shape(1, 2000, 512, 512)]
+CUDA_SHAPES = [Shape(32, 500, 512, 512), *SHAPES]
+QUICK = [Shape(2, 20, 16, 16)]
 
-LAYERS = 4
-SHAPES = [(16, 500, 256, 256), (4, 250, 256, 256), (1, 2000, 512, 512)]  # B, T, input, hidden
-QUICK = [(2, 20, 16, 16)]
-
-
-def panels(batch: int, steps: int, features: int, hidden: int, device: str) -> list[Panel]:
-    """Inference, and training (forward and backward), for one shape.
-
-    Parameters
-    ----------
-    batch, steps, features, hidden : int
-        Shape of the input, and units of one direction.
-    device : str
-
-    Returns
-    -------
-    list of Panel
-    """
-    torch.manual_seed(0)
-    sru, lstm, gru = (
-        kind(features, hidden, LAYERS, bidirectional=True).to(device)
-        for kind in (sru_asr.SRU, nn.LSTM, nn.GRU)
-    )
-    x = torch.randn(steps, batch, features, device=device, requires_grad=True)
-    grad = torch.randn(steps, batch, 2 * hidden, device=device)
-    infer, train = {}, {}
-    infer["SRU"], train["SRU"] = _network(sru, x, grad)
-    infer["its products"], train["its products"] = _products(sru, x)
-    infer["nn.LSTM"], train["nn.LSTM"] = _network(lstm, x, grad)
-    infer["nn.GRU"], train["nn.GRU"] = _network(gru, x, grad)
-    title = f"B{batch} T{steps} {features}->{hidden}"
-    settings = {"B": batch, "T": steps, "input": features, "hidden": hidden, "layers": LAYERS}
-    return [
-        Panel(f"inference {title}", infer, {**settings, "mode": "inference"}),
-        Panel(f"training {title}", train, {**settings, "mode": "training"}),
-    ]
+CASES = [
+    "SRU",
+    "SRU" + BF16,
+    *PRODUCTS,
+    PRODUCTS[0] + BF16,
+    "nn.LSTM",
+    "nn.LSTM" + BF16,
+    "nn.GRU",
+    "nn.Conv1d k=3",
+    OLD_SRU,
+]
+# On a GPU everything also in bf16, and both ways to keep states for the backward pass.
+CUDA_KINDS = ["SRU", PRODUCTS[0], "nn.LSTM", "nn.GRU", "nn.Conv1d k=3", "attention (SDPA)"]
+CUDA_CASES = [kind + suffix for suffix in ("", BF16) for kind in CUDA_KINDS]
+CUDA_TRAINING = [
+    f"SRU recompute={option}{suffix}" for suffix in ("", BF16) for option in (True, False)
+]
+LONGEST = 1000  # steps at which the old package's loop in Python is still waited for in training
 
 
-Call = Callable[[], object]
-
-
-def _network(network: nn.Module, x: Tensor, grad: Tensor) -> tuple[Call, Call]:
-    """Return the calls for inference and for forward and backward."""
-    inputs = [x, *network.parameters()]
-
-    @torch.no_grad()
-    def infer() -> Tensor:
-        return network(x)[0]
-
-    def train() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(network(x)[0], inputs, grad)
-
-    return infer, train
-
-
-def _products(sru: nn.Module, x: Tensor) -> tuple[Call, Call]:
-    """Return the same calls for the products alone, layer for layer as the stack does them."""
-    inputs: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
-        for layer in sru.layers
-    ]
-    with torch.no_grad():
-        sru(x)
-    for hook in hooks:
-        hook.remove()
-    for layer_input in inputs:
-        layer_input.requires_grad_()
-    weights = [layer.weight for layer in sru.layers]
-    grads = [torch.randn_like(u) for u in _linear(inputs, weights)]
-
-    @torch.no_grad()
-    def infer() -> None:
-        for z, weight in zip(inputs, weights, strict=True):
-            F.linear(z, weight)
-
-    def train() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(_linear(inputs, weights), [*inputs, *weights], grads)
-
-    return infer, train
-
-
-def _linear(inputs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    return [F.linear(z, weight) for z, weight in zip(inputs, weights, strict=True)]
+def cases(shape: Shape, device: str) -> tuple[list[str], list[str]]:
+    """Return the names of the cases for inference and for training."""
+    if device != "cpu":
+        return CUDA_CASES, [*CUDA_CASES, *CUDA_TRAINING]
+    short = shape.steps <= LONGEST
+    return CASES, [name for name in CASES if short or name != OLD_SRU]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser("Time SRU layers beside their matrix products, nn.LSTM and nn.GRU.").parse_args(
-        arguments
-    )
-    with threads(args.threads):
+    options = parser("Time SRU layers beside their matrix products and all peers.", seconds=8)
+    args = options.parse_args(arguments)
+    shapes = QUICK if args.quick else SHAPES if args.device == "cpu" else CUDA_SHAPES
+    with settings(args):
         measured = []
-        for shape in QUICK if args.quick else SHAPES:
-            for panel in panels(*shape, device=args.device):
-                measure(panel, args.device, args.seconds, args.quick)
-                panel.cases = dict.fromkeys(panel.cases, _released)  # frees their memory
+        for shape in shapes:
+            for panel in peers.panels(shape, args.device, *cases(shape, args.device)):
+                measure(panel, args)
                 measured.append(panel)
         measured.sort(key=lambda panel: panel.settings["mode"])  # a row of the plot for each mode
-        report("layer", measured, args.device, "ms", args.output)
-
-
-def _released() -> None:
-    raise RuntimeError("this case was measured and released")
+        report("layer", measured, args)
 
 
 if __name__ == "__main__":
