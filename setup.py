@@ -12,7 +12,7 @@ SRU_ASR_CUDA
     0: leave CUDA out. 1: fail when its part cannot be built. Unset: build it where nvcc and a CUDA
     build of PyTorch are found.
 SRU_ASR_CUDA_ARCHS
-    Architectures, "8.0;9.0+PTX" for example.
+    Architectures from 8.0 on, "8.0;9.0+PTX" for example.
 CUDA_HOME
     The CUDA toolkit; otherwise the one nvcc on the path belongs to, or /usr/local/cuda.
 """
@@ -44,6 +44,7 @@ CXX_FLAGS = [
     # Neither changes a result: nothing here reads errno or traps, and both keep loops scalar.
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-thread-jumps",  # or a clamp becomes three paths, and every one of them masked
     STABLE_ABI,
 ]
 # A build takes the newest version of each symbol that its own C library has. These two alone would
@@ -176,6 +177,8 @@ def gencode(architectures: str) -> list[str]:
     flags = []
     for name in architectures.split(";"):
         number = name.strip().removesuffix("+PTX").replace(".", "")
+        if not number.isdigit() or int(number) < 80:
+            raise NotBuilt(f"the CUDA kernels need architectures from 8.0 on, got {name.strip()!r}")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if name.strip().endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")

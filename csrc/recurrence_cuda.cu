@@ -1,5 +1,5 @@
-// The operators on CUDA devices: kernels are chosen and launched here. Nothing waits for the device
-// and nothing is allocated besides the outputs, so all of it can be captured in a CUDA graph.
+// The operators on CUDA devices: kernels are chosen and launched here. Nothing waits for the device,
+// and memory comes from PyTorch alone, so all of it can be captured in a CUDA graph.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -30,7 +30,7 @@ void launch(const Call& call, const Tensor& u) {
                                         u.get_device_index()));
   const Chosen<Call> chosen = choose_kernel(call, multiprocessors);
   const int64_t blocks = chosen.blocks(s);
-  STD_TORCH_CHECK(s.steps < kMost && blocks <= kMost / s.batch,
+  STD_TORCH_CHECK(s.steps <= kMost - 2 * kStages && blocks <= kMost / s.batch,
                   "sru_asr: u is too large for one launch");
   // Rings limit how many blocks a multiprocessor holds: leave them all of the room.
   if (chosen.has_ring()) {

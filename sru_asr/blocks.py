@@ -23,7 +23,7 @@ from sru_asr.transforms import transformed
 
 WHOLE_BYTES = 32 << 20  # of projected input that is not worth dividing
 BLOCK_BYTES = 4 << 20  # of one direction's block, but at least so many rows:
-BLOCK_ROWS = 1024  # with fewer, the product spends its time on reading the weights
+BLOCK_ROWS = 2048  # with fewer, the product spends its time on reading the weights
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class Options:
     activation: str
 
 
-def suits_blocks(z: Tensor, *others: Tensor | None) -> bool:
+def suits_blocks(z: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Say whether `run_blocks` can take the place of product and operator.
 
-    It can on the CPU, without gradients, and while PyTorch does not record or transform what is
-    computed. ``z`` and ``others`` are all tensors that take part.
+    It can on the CPU, without gradients, while PyTorch does not record or transform what is
+    computed, and where dtypes fit as they should. ``others`` are all other tensors that take part.
     """
+    dtype = _dtype(z, weight)
     return (
         z.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -49,8 +50,19 @@ def suits_blocks(z: Tensor, *others: Tensor | None) -> bool:
         and not torch.jit.is_tracing()
         and type(z) is Tensor
         and native.why_missing("cpu") is None
-        and not transformed(z, *others)
+        and not transformed(z, weight, *others)
+        and dtype is not None
+        and torch.promote_types(dtype, torch.float32)
+        == reference.compute_dtype(*(t for t in others if t is not None and t.is_floating_point()))
     )
+
+
+def _dtype(z: Tensor, weight: Tensor) -> torch.dtype | None:
+    """Return the product's dtype; None where PyTorch would refuse to multiply."""
+    dtypes = {z.dtype, weight.dtype}
+    if torch.is_autocast_enabled("cpu") and torch.float64 not in dtypes:
+        return torch.get_autocast_dtype("cpu")
+    return z.dtype if len(dtypes) == 1 and z.is_floating_point() else None
 
 
 def run_blocks(
@@ -80,6 +92,11 @@ def run_blocks(
     h : Tensor, shape (T, B, D)
     c_n : Tensor, shape (B, D)
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `sru_asr.ops.sru_recurrence`.
+
     Examples
     --------
     >>> import torch
@@ -92,7 +109,12 @@ def run_blocks(
     """
     steps, batch, _ = z.shape
     lanes, width = options.num_lanes, weight.shape[0] // options.num_lanes
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else z.dtype
+    # A tensor of the projected input's shape, but of one number.
+    like_u = z.new_empty(()).expand(steps, batch, lanes, width)
+    reference.check_arguments(
+        like_u, v, b, x, c0, lengths, options.bidirectional, options.activation, None
+    )
+    dtype = _dtype(z, weight) or z.dtype
     compute = torch.promote_types(dtype, torch.float32)
     z, weight, x = _to(z, dtype), _to(weight, dtype), _to(x, dtype)
     v, b, lengths = _to(v, compute), _to(b, compute), _to(lengths, torch.int64)
@@ -103,15 +125,13 @@ def run_blocks(
 
     row = weight.shape[0] * z.element_size()
     if steps * batch * row <= WHOLE_BYTES:
-        u = linear(z, weight).view(steps, batch, lanes, width)
+        u = linear(z, weight).unflatten(-1, (lanes, width))
         direction = "both" if options.bidirectional else "forward"
         ops.recurrence_inference(
             u, v, b, x, lengths, c, h, direction, options.alpha, options.activation
         )
         return h, c.to(dtype)
 
-    if lengths is not None:
-        reference.check_range(lengths, steps)  # the operator sees only those of a block
     ops.prepare(h)
     directions = ["forward", "backward"] if options.bidirectional else ["forward"]
     hidden = width // len(directions)
@@ -124,7 +144,7 @@ def run_blocks(
         state = c[:, mine].contiguous()
         for start in starts if direction == "forward" else reversed(starts):
             now = slice(start, start + block)
-            u = linear(z[now], matrix).unflatten(-1, (lanes, hidden))
+            u = linear(z[now].contiguous(), matrix).unflatten(-1, (lanes, hidden))
             ops.recurrence_inference(
                 u,
                 None if v is None else v[:, mine],

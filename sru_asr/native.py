@@ -69,7 +69,7 @@ def build_info() -> dict[str, Any]:
         "cpu": {
             "loaded": cpu_loaded,
             "path": torch.ops.sru_asr.cpu_path() if cpu_loaded else None,
-            "product": dict(zip(("routine", "reason"), product.routine(), strict=True)),
+            "product": _product(),
             "missing": why_missing("cpu"),
         },
         "cuda": {
@@ -79,6 +79,14 @@ def build_info() -> dict[str, Any]:
         },
         "build": record,
     }
+
+
+def _product() -> dict[str, str | None]:
+    try:
+        chosen, reason = product.routine()
+    except ValueError as error:
+        return {"routine": None, "reason": str(error)}
+    return {"routine": chosen, "reason": reason}
 
 
 def _version() -> str:

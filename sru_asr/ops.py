@@ -106,7 +106,8 @@ def recurrence_inference(
         State before the first step, which becomes the one after the last. Contiguous; dtype of
         ``b``.
     h : Tensor, shape (T, B, D)
-        Receives the output. Any view with unit stride in the last dimension; dtype of ``u``.
+        Receives the output. Any view with unit stride in the last dimension that overlaps neither
+        itself nor an input; dtype of ``u``.
     direction : {"forward", "backward", "both"}
         Whether all of ``D``, or its second half, goes from the end to the beginning.
     """

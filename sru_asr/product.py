@@ -73,11 +73,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     >>> linear(torch.randn(5, 2, 8), torch.randn(24, 8)).shape
     torch.Size([5, 2, 24])
     """
-    if not _suits_convolution(x, weight):
-        return F.linear(x, weight)
     if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
-        return _convolution(x.transpose(0, 1), weight).transpose(0, 1)  # batch first: no copy
-    return _convolution(x, weight)
+        # Batch first: one product, without a copy.
+        return linear(x.transpose(0, 1), weight).transpose(0, 1)
+    return _convolution(x, weight) if _suits_convolution(x, weight) else F.linear(x, weight)
 
 
 def _suits_convolution(x: Tensor, weight: Tensor) -> bool:
@@ -94,7 +93,7 @@ def _suits_convolution(x: Tensor, weight: Tensor) -> bool:
 
 
 def _convolution(x: Tensor, weight: Tensor) -> Tensor:
-    # (..., F) as an image of one row in channels-last order: views, without a copy.
+    # (..., F) as an image of one column in channels-last order: views, without a copy.
     image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
     # PyTorch would not hand a single thread's to oneDNN, were it not dilated; a kernel of one
     # number has no gaps to widen.

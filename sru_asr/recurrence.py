@@ -81,6 +81,8 @@ class Recurrence(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if recompute not in ("auto", True, False):
+            raise ValueError(f"recompute must be 'auto', True or False, got {recompute!r}")
         self.hidden_size = hidden_size
         self.num_lanes = num_lanes
         self.bidirectional = bidirectional

@@ -68,7 +68,7 @@ def sru_recurrence(
         Dropout mask shared over time, already scaled by ``1 / (1 - p)``. No gradient flows into it.
     recompute : {"auto", True, False}
         Whether the backward pass recomputes most states instead of keeping all of them, which saves
-        the kernels a tensor of ``h``'s size for each call and changes gradients by rounding alone.
+        the kernels a tensor of ``h``'s shape for each call and changes gradients by rounding alone.
         "auto" does wherever it costs no time. The reference ignores it.
 
     Returns
@@ -215,11 +215,10 @@ def check_arguments(
         real = type(lengths) is Tensor and not torch.compiler.is_compiling()
         real = real and not transformed(lengths)
         if real and lengths.device.type == "cpu":
-            check_range(lengths, steps)
+            _check_range(lengths, steps)
 
 
-def check_range(lengths: Tensor, steps: int) -> None:
-    """Raise a ValueError unless all ``lengths`` lie between 0 and ``steps``."""
+def _check_range(lengths: Tensor, steps: int) -> None:
     wrong = (lengths < 0) | (lengths > steps)
     if wrong.any():
         position = int(wrong.nonzero()[0])

@@ -172,7 +172,7 @@ class SRU(nn.Module):
         Activation of the state.
     recompute : {"auto", True, False}
         Whether the backward pass recomputes most states instead of keeping all of them. It saves
-        memory of the output's size for each layer; "auto" does where it costs no time.
+        memory for a tensor of the output's shape in each layer; "auto" does where it costs no time.
     device, dtype
         As in any PyTorch module.
 
@@ -226,8 +226,6 @@ class SRU(nn.Module):
             raise ValueError(f"layer_norm must be None, 'pre' or 'post', got {layer_norm!r}")
         if activation not in ("identity", "tanh"):
             raise ValueError(f"activation must be 'identity' or 'tanh', got {activation!r}")
-        if recompute not in ("auto", True, False):
-            raise ValueError(f"recompute must be 'auto', True or False, got {recompute!r}")
         if dropout and num_layers == 1:
             warnings.warn(
                 "dropout acts on every layer but the last, so with num_layers=1 it does nothing",

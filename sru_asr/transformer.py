@@ -65,6 +65,8 @@ class SRUTransformerASR(TransformerASR):
         Dropout probability of the encoder's layers; ``dropout`` by default.
     highway_bias : float
         Initial bias of the encoder's reset gates.
+    recompute : {"auto", True, False}
+        Recompute states in the encoder's backward pass instead of keeping them all.
 
     Raises
     ------
@@ -104,6 +106,7 @@ class SRUTransformerASR(TransformerASR):
         attention_dropout: float = 0.0,
         encoder_dropout: float | None = None,
         highway_bias: float = -2.0,
+        recompute: bool | str = "auto",
         **refused: Any,
     ) -> None:
         for name in refused:
@@ -149,6 +152,7 @@ class SRUTransformerASR(TransformerASR):
             dropout=dropout if encoder_dropout is None else encoder_dropout,
             attention_dropout=attention_dropout,
             highway_bias=highway_bias,
+            recompute=recompute,
         )
         self.encoder = MaskedEncoder(stack, d_model, output_hidden_states)
 

@@ -119,12 +119,64 @@ def test_padding_has_no_effect(
         assert torch.equal(clean, dirty)
 
 
-def test_lengths_out_of_range(small_blocks: None) -> None:
+@pytest.mark.parametrize("size", [-1, 1 << 30])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lengths": torch.tensor([13, 14, 0, 9])}, ValueError, "between 0 and T = 13, got 14"),
+        ({"lengths": torch.tensor([1.0, 0.5, 0, 1])}, TypeError, "lengths must be an integer"),
+        ({"c0": torch.randn(1, 10)}, ValueError, "c0 must have shape"),
+        ({"x": torch.randn(14, 4, 10)}, ValueError, "x must have shape"),
+        ({"z": torch.randn(13, 4, 14).double()}, RuntimeError, "dtype"),
+        ({"z": torch.ones(13, 4, 14).int()}, RuntimeError, "dtype|Int"),
+    ],
+)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_wrong_arguments(
+    gradients: bool,
+    change: dict[str, torch.Tensor],
+    error: type[Exception],
+    message: str,
+    size: int,
+    small_blocks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same errors without gradients as with them."""
+    monkeypatch.setattr(blocks, "WHOLE_BYTES", size)
     recurrence, weight = layer(3, False)
-    z, x = torch.randn(13, 4, 14), torch.randn(13, 4, 10)
-    lengths = torch.tensor([13, 14, 0, 9])
-    with torch.no_grad(), pytest.raises(ValueError, match="between 0 and T = 13, got 14"):
-        recurrence.project(z, weight, x, None, lengths)
+    given = {"z": torch.randn(13, 4, 14), "x": torch.randn(13, 4, 10), "c0": None, "lengths": None}
+    given |= change
+    with torch.set_grad_enabled(gradients), pytest.raises(error, match=message):
+        recurrence.project(given["z"], weight, given["x"], given["c0"], given["lengths"])
+
+
+@pytest.mark.parametrize("wide", ["z and weight", "c0"])
+def test_float64_is_never_narrowed(wide: str, small_blocks: None) -> None:
+    recurrence, weight = layer(3, True)
+    z, x, c0 = torch.randn(7, 4, 14), torch.randn(7, 4, 20), torch.randn(4, 20)
+    if wide == "c0":
+        c0 = c0.double()
+        expected = whole(recurrence, z, weight, x, c0)
+        with torch.no_grad():
+            found = recurrence.project(z, weight, x, c0)
+    else:
+        recurrence.double()
+        z, weight, x = z.double(), weight.double(), x.double()
+        expected = whole(recurrence, z, weight, x, None)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = recurrence.project(z, weight, x)
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted.detach())
+
+
+def test_batch_first_input(small_blocks: None) -> None:
+    recurrence, weight = layer(3, True)
+    z, x = torch.randn(4, 13, 14).transpose(0, 1), torch.randn(4, 13, 20).transpose(0, 1)
+    with torch.no_grad():
+        found, expected = recurrence.project(z, weight, x), whole(recurrence, z, weight, x)
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

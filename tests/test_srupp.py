@@ -129,3 +129,28 @@ def test_attention_dropout_acts_in_training_only():
 def test_heads_must_divide_the_bottleneck():
     with pytest.raises(ValueError, match=r"num_heads, got 6 and 4"):
         AttentiveProjection(5, 6, 12, num_heads=4)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_what_stands_in_the_last_products_place_is_called(gradients):
+    torch.manual_seed(0)
+    layer = SRUppLayer(6, 4, 4).eval()
+    x = torch.randn(5, 3, 6)
+    with torch.set_grad_enabled(gradients):
+        plain, _ = layer(x)
+        # A hook.
+        handle = layer.project.up.register_forward_hook(lambda module, args, output: 0 * output)
+        hooked, _ = layer(x)
+        handle.remove()
+        # An adapter, without a weight of its own.
+        up = layer.project.up
+        layer.project.up = torch.nn.Sequential(up)
+        wrapped, _ = layer(x)
+        # A product with a bias.
+        layer.project.up = torch.nn.Linear(up.in_features, up.out_features)
+        layer.project.up.weight = up.weight
+        torch.nn.init.ones_(layer.project.up.bias)
+        biased, _ = layer(x)
+    torch.testing.assert_close(wrapped, plain)
+    assert not torch.allclose(hooked, plain, atol=1e-2)
+    assert not torch.allclose(biased, plain, atol=1e-2)

@@ -119,6 +119,24 @@ def test_the_slow_way_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
         mapped(u)
 
 
+@slowly
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_forward_mode_while_compiling(fullgraph: bool) -> None:
+    """Refused, or done outside of the graph: a tangent of zero would be wrong."""
+    torch.compiler.reset()
+    u, b = torch.randn(5, 2, 3, 4), torch.zeros(2, 4)
+
+    def tangent(u: Tensor) -> Tensor:
+        return torch.func.jvp(lambda u: ops.sru_recurrence(u, None, b)[0], (u,), (u,))[1]
+
+    compiled = torch.compile(tangent, backend="aot_eager", fullgraph=fullgraph)
+    if fullgraph:
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            compiled(u)
+    else:
+        torch.testing.assert_close(compiled(u), tangent(u))
+
+
 # --- compilation
 
 
