@@ -1,5 +1,5 @@
-// The operators on CUDA devices: kernels are chosen and launched here. Nothing waits for the device,
-// and memory comes from PyTorch alone, so all of it can be captured in a CUDA graph.
+// The operators on CUDA devices: kernels are chosen and launched here. Nothing waits for the
+// device, and memory comes from PyTorch alone, so all of it can be captured in a CUDA graph.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
