@@ -71,21 +71,21 @@ def test_convolution_reaches_onednn(threads: int, convolution: None) -> None:
 
 def test_what_keeps_linear(convolution: None) -> None:
     x, weight = torch.randn(64, 4, 128), torch.randn(256, 128)
-    assert "aten::mkldnn_convolution" not in operators(x.double(), weight.double())
-    assert "aten::mkldnn_convolution" not in operators(x.bfloat16(), weight.bfloat16())
+    assert "aten::conv2d" not in operators(x.double(), weight.double())
+    assert "aten::conv2d" not in operators(x.bfloat16(), weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert product.linear(x, weight).dtype == torch.bfloat16
-        assert "aten::mkldnn_convolution" not in operators(x, weight)
+        assert "aten::conv2d" not in operators(x, weight)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert "aten::mkldnn_convolution" not in operators(x, weight)
+        assert "aten::conv2d" not in operators(x, weight)
 
 
 def test_small_products_keep_linear(convolution: None, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(256, 128)
-    assert "aten::mkldnn_convolution" not in operators(torch.randn(160, 128), weight)
+    assert "aten::conv2d" not in operators(torch.randn(160, 128), weight)
     assert "aten::mkldnn_convolution" in operators(torch.randn(161, 128), weight)
     monkeypatch.setattr(product, "LARGE", 200 * 128 * 256 + 1)
-    assert "aten::mkldnn_convolution" not in operators(torch.randn(200, 128), weight)
+    assert "aten::conv2d" not in operators(torch.randn(200, 128), weight)
     assert "aten::mkldnn_convolution" in operators(torch.randn(201, 128), weight)
 
 
