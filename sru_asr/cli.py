@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sru_asr import __version__
+from sru_asr.files import write_atomically
 from sru_asr.text import PRESETS
 from sru_asr.transcripts import (
     FORMATS,
     TranscriptError,
     pair,
     read_pair,
-    write_atomically,
     write_transcripts,
 )
 

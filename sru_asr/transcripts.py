@@ -33,6 +33,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sru_asr.files import write_atomically
+
 TEXT_COLUMNS = ("wrd", "text", "transcript", "hypothesis")
 _SUFFIXES = {
     ".text": "kaldi",
@@ -242,33 +244,6 @@ def write_transcripts(path: str | os.PathLike[str], texts: Mapping[str, str], fo
             )
         content = "".join(f"{lines[format](name, text)}\n" for name, text in rows)
     write_atomically(path, content)
-
-
-def write_atomically(path: str | os.PathLike[str], content: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, nothing in between.
-
-    Missing folders are made. What is not a regular file, a pipe for example, is written directly.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "results" / "score.txt"
-    >>> write_atomically(file, "done")
-    >>> file.read_text()
-    'done'
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        path.write_text(content, encoding="utf-8")
-        return
-    path = path.resolve()  # a link keeps pointing where it did
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(content, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def enumerate_some(names: Iterable[str], limit: int = 10) -> str:
