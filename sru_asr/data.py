@@ -22,6 +22,7 @@ def make_dataset(
     tokenizer: SentencePieceProcessor,
     sample_rate: int = 16000,
     speed_perturb: Callable[[Tensor], Tensor] | None = None,
+    wav_augment: Sequence[Callable[[Tensor], Tensor]] = (),
 ) -> DynamicItemDataset:
     """Make a dataset of waveforms and tokens from the rows of a manifest.
 
@@ -35,6 +36,8 @@ def make_dataset(
         Waveforms are resampled to this rate, in Hz.
     speed_perturb : callable, optional
         Applied to each waveform, shape (1, N); for training.
+    wav_augment : sequence of callable
+        Applied to each waveform after it, in this order, shape (N,); see `sru_asr.augment`.
 
     Returns
     -------
@@ -46,7 +49,11 @@ def make_dataset(
     @sb.utils.data_pipeline.provides("sig")
     def audio_pipeline(wav: str) -> Tensor:
         signal = read_audio(wav, sample_rate)
-        return signal if speed_perturb is None else speed_perturb(signal[None])[0]
+        if speed_perturb is not None:
+            signal = speed_perturb(signal[None])[0]
+        for augment in wav_augment:
+            signal = augment(signal)
+        return signal
 
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens_bos", "tokens_eos", "tokens")

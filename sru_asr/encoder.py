@@ -41,6 +41,8 @@ class SRUEncoder(nn.Module):
         Initial bias of the reset gate.
     recompute : {"auto", True, False}
         Recompute states in the backward pass instead of keeping them all (`sru_asr.ops`).
+    output_hidden_states : bool
+        Return a pair: the output, and the list that `encode_steps` gives.
 
     Attributes
     ----------
@@ -74,6 +76,7 @@ class SRUEncoder(nn.Module):
         attention_dropout: float = 0.0,
         highway_bias: float = -2.0,
         recompute: bool | str = "auto",
+        output_hidden_states: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -92,6 +95,7 @@ class SRUEncoder(nn.Module):
         check_dropout(attention_dropout)
         self.input_size = input_size
         self.output_size = hidden_size * (2 if bidirectional else 1)
+        self.output_hidden_states = output_hidden_states
         self.layers = nn.ModuleList(
             SRUppLayer(
                 input_size if i == 0 else self.output_size,
@@ -108,7 +112,9 @@ class SRUEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(self.output_size)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Encode a padded batch.
 
         Parameters
@@ -128,7 +134,8 @@ class SRUEncoder(nn.Module):
         ValueError, TypeError
             When the input has the wrong shape, or lengths are not relative.
         """
-        return self.encode_steps(x, steps_of(lengths, x.shape[0], x.shape[1]))[-1]
+        outputs = self.encode_steps(x, steps_of(lengths, x.shape[0], x.shape[1]))
+        return (outputs[-1], outputs) if self.output_hidden_states else outputs[-1]
 
     def encode_steps(self, x: Tensor, steps: Tensor | None = None) -> list[Tensor]:
         """Encode a padded batch and return what every layer gave.

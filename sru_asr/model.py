@@ -33,7 +33,8 @@ class SpeechEncoder(nn.Module):
     subsampling : ConvSubsampling
         Frame-rate reduction.
     encoder : Module
-        `SRUEncoder`, or any of SpeechBrain's TransformerASR kind (its ``encode`` is used).
+        `SRUEncoder`, any of SpeechBrain's TransformerASR kind (its ``encode`` is used), or a
+        recurrent layer such as `sru_asr.nnet.SRU`.
 
     Raises
     ------
@@ -97,8 +98,7 @@ class SpeechEncoder(nn.Module):
             Such that ``round(lengths * T)`` are exactly the real steps.
         """
         src, lengths = self.subsampled_features(wavs, lengths)
-        encode = getattr(self.encoder, "encode", self.encoder)
-        return encode(src, lengths), lengths
+        return encode(self.encoder, src, lengths)[0], lengths
 
     def subsampled_features(
         self,
@@ -147,6 +147,35 @@ class SpeechEncoder(nn.Module):
         return src, self.subsampling.steps_after(steps) / src.shape[1]
 
 
+def encode(encoder: Any, src: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Encode features with any encoder, of SpeechBrain's TransformerASR kind or not.
+
+    Parameters
+    ----------
+    encoder : Module
+        Its ``encode`` is used where it has one (TransformerASR); others take ``lengths`` by name
+        and may return a pair (`sru_asr.nnet.SRU`, SpeechBrain's recurrent layers).
+    src : Tensor, shape (B, T, F)
+        Features.
+    lengths : Tensor, shape (B,)
+        Relative lengths.
+
+    Returns
+    -------
+    encoded : Tensor, shape (B, T, D)
+    hidden_states : list of Tensor
+        What an encoder with ``output_hidden_states`` gives; empty for others.
+    """
+    if hasattr(encoder, "encode"):
+        output = encoder.encode(src, lengths)
+    else:
+        output = encoder(src, lengths=lengths)
+    if isinstance(output, tuple):
+        encoded, states = output
+        return encoded, states if isinstance(states, list) else []
+    return output, []
+
+
 class CTCPosteriors(nn.Module):
     """Waveforms to CTC log posteriors: ``encoder`` of SpeechBrain's EncoderASR.
 
@@ -189,12 +218,15 @@ class Posteriors(NamedTuple):
         Encoder output.
     lengths : Tensor, shape (B,)
         Relative lengths of ``ctc`` and ``encoded``.
+    intermediate : Tensor, shape (B, T, V), or None
+        Log posteriors of the intermediate CTC output.
     """
 
     ctc: Tensor
     attention: Tensor | None
     encoded: Tensor
     lengths: Tensor
+    intermediate: Tensor | None = None
 
 
 class SpeechRecognizer(nn.Module):
@@ -211,6 +243,11 @@ class SpeechRecognizer(nn.Module):
         Linear layer from encoded frames to the vocabulary.
     attention_output : Module, optional
         Linear layer from decoder states to the vocabulary; None for CTC alone.
+    intermediate_output : Module, optional
+        Linear layer from a hidden state of the encoder, which must have ``output_hidden_states``,
+        to the vocabulary: for intermediate CTC (Lee and Watanabe, 2021), in training only.
+    intermediate_state : int
+        Which of the hidden states, as a negative index: -1 is the last layer's.
     """
 
     def __init__(
@@ -218,6 +255,8 @@ class SpeechRecognizer(nn.Module):
         encoder: SpeechEncoder,
         ctc_output: nn.Module,
         attention_output: nn.Module | None = None,
+        intermediate_output: nn.Module | None = None,
+        intermediate_state: int = -2,
     ) -> None:
         super().__init__()
         if attention_output is not None and not hasattr(encoder.encoder, "decode"):
@@ -228,6 +267,16 @@ class SpeechRecognizer(nn.Module):
         self.encoder = encoder
         self.ctc_output = ctc_output
         self.attention_output = attention_output
+        core: Any = encoder.encoder
+        if intermediate_output is not None and not getattr(core, "output_hidden_states", False):
+            raise ValueError(
+                "intermediate_output needs an encoder with output_hidden_states: True; "
+                f"got {type(core).__name__} without"
+            )
+        if intermediate_state >= 0:
+            raise ValueError(f"intermediate_state must be negative, got {intermediate_state}")
+        self.intermediate_output = intermediate_output
+        self.intermediate_state = intermediate_state
 
     def forward(
         self,
@@ -259,9 +308,14 @@ class SpeechRecognizer(nn.Module):
         core: Any = self.encoder.encoder
         attention = None
         if self.attention_output is not None and tokens_bos is not None:
-            encoded, decoded = core(src, tokens_bos, lengths, pad_idx=0)
+            encoded, *states, decoded = core(src, tokens_bos, lengths, pad_idx=0)
+            hidden = states[0] if states else []
             attention = self.attention_output(decoded).float().log_softmax(-1)
         else:
-            encoded = getattr(core, "encode", core)(src, lengths)
+            encoded, hidden = encode(core, src, lengths)
         ctc = self.ctc_output(encoded).float().log_softmax(-1)
-        return Posteriors(ctc, attention, encoded, lengths)
+        intermediate = None
+        if self.intermediate_output is not None and self.training:
+            state = hidden[self.intermediate_state]
+            intermediate = self.intermediate_output(state).float().log_softmax(-1)
+        return Posteriors(ctc, attention, encoded, lengths, intermediate)
