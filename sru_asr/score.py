@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -14,8 +16,9 @@ import jiwer
 import numpy as np
 import numpy.typing as npt
 
+from sru_asr.files import write_atomically
 from sru_asr.text import Normalization
-from sru_asr.transcripts import TranscriptError, enumerate_some, write_atomically
+from sru_asr.transcripts import TranscriptError, enumerate_some
 
 Words = str | Sequence[str]
 
@@ -186,6 +189,30 @@ class WordErrorRate:
             write_atomically(file, content)
         else:
             file.write(content)
+
+    def write_csv(self, file: str | os.PathLike[str]) -> None:
+        """Write a row for every utterance: what was said, what was recognised, and the errors.
+
+        Parameters
+        ----------
+        file : path
+            Written all or nothing; columns ``ID, words, errors, substitutions, deletions,
+            insertions, reference, hypothesis``.
+        """
+        output = self._align()
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        kinds = ("substitute", "delete", "insert")
+        rows.writerow(
+            ["ID", "words", "errors", "substitutions", "deletions", "insertions"]
+            + ["reference", "hypothesis"]
+        )
+        for (name, texts), words, chunks in zip(
+            self._pairs.items(), output.references, output.alignments, strict=True
+        ):
+            errors = [_count_errors([c for c in chunks if c.type == kind]) for kind in kinds]
+            rows.writerow([name, len(words), sum(errors), *errors, *texts])
+        write_atomically(file, table.getvalue())
 
     def _text(self, words: Words) -> str:
         return self.normalization(words if isinstance(words, str) else " ".join(words))
