@@ -96,13 +96,39 @@ class AttentiveProjection(nn.Module):
     def attend(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         """The same without the last product, by W3: shape (T, B, projection_size)."""
         z = self.down(x)
+        return self.norm(self._mix(z, self.key_value(z), attend) if self.num_heads else z)
+
+    def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Project one more step of sequences whose earlier steps were projected before.
+
+        The step sees those and itself, as in `forward` with a causal ``attend``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (1, B, input_size)
+            The step.
+        past : Tensor, shape (P, B, 2 * projection_size)
+            Keys and values of the earlier steps; at first P = 0.
+
+        Returns
+        -------
+        u : Tensor, shape (1, B, output_size)
+        past : Tensor, shape (P + 1, B, 2 * projection_size)
+            With the step; as it was, without attention.
+        """
+        z = self.down(x)
         if self.num_heads:
-            q, k, v = (self._split(t) for t in (z, *self.key_value(z).chunk(2, dim=-1)))
-            a = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=attend, dropout_p=self.dropout if self.training else 0.0
-            )
-            z = z + self.alpha * a.permute(2, 0, 1, 3).flatten(2)
-        return self.norm(z)
+            past = torch.cat([past, self.key_value(z)])
+            z = self._mix(z, past)
+        return self.up(self.norm(z)), past
+
+    def _mix(self, z: Tensor, key_value: Tensor, attend: Tensor | None = None) -> Tensor:
+        """Add what the steps z (T, B, d') see of keys and values (S, B, 2 d')."""
+        q, k, v = (self._split(t) for t in (z, *key_value.chunk(2, dim=-1)))
+        a = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=attend, dropout_p=self.dropout if self.training else 0.0
+        )
+        return z + self.alpha * a.permute(2, 0, 1, 3).flatten(2)
 
     def _split(self, z: Tensor) -> Tensor:
         """(T, B, d') to (B, heads, T, d_head)."""
@@ -186,8 +212,37 @@ class SRUppLayer(nn.Module):
             z = self.project.attend(x, attend)
             return self.recurrence.project(z, up.weight, x, c0, lengths)
         # Quantised, adapted, watched: whatever stands there now does the product itself.
-        u = self.project(x, attend).unflatten(-1, (self.recurrence.num_lanes, -1))
-        return self.recurrence(u, x.to(u.dtype), c0, lengths)
+        return self._recur(self.project(x, attend), x, c0, lengths)
+
+    def extend(self, x: Tensor, c0: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run one more step of sequences whose earlier steps were run before, in one direction.
+
+        Parameters
+        ----------
+        x : Tensor, shape (1, B, input_size)
+            The step.
+        c0 : Tensor, shape (B, D)
+            State after the step before; 0 at first.
+        past : Tensor, shape (P, B, 2 * projection_size)
+            As in `AttentiveProjection.extend`.
+
+        Returns
+        -------
+        h : Tensor, shape (1, B, D)
+        c_n : Tensor, shape (B, D)
+        past : Tensor, shape (P + 1, B, 2 * projection_size)
+        """
+        if self.recurrence.bidirectional:
+            raise ValueError("a bidirectional layer cannot go on step by step: it needs the end")
+        u, past = self.project.extend(x, past)
+        return *self._recur(u, x, c0), past
+
+    def _recur(
+        self, u: Tensor, x: Tensor, c0: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        u = u.unflatten(-1, (self.recurrence.num_lanes, -1))
+        h, c_n = self.recurrence(u, x.to(u.dtype), c0, lengths)
+        return h, c_n
 
 
 def _hooked(module: nn.Module) -> bool:

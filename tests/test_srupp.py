@@ -154,3 +154,28 @@ def test_what_stands_in_the_last_products_place_is_called(gradients):
     torch.testing.assert_close(wrapped, plain)
     assert not torch.allclose(hooked, plain, atol=1e-2)
     assert not torch.allclose(biased, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 2])
+@pytest.mark.parametrize("input_size", [8, 5])
+def test_step_by_step_is_the_causal_whole(num_heads, input_size):
+    layer = SRUppLayer(input_size, 8, 6, num_heads, bidirectional=False).double().eval()
+    if num_heads:
+        torch.nn.init.ones_(layer.project.alpha)
+    x = torch.randn(5, 3, input_size, dtype=torch.float64)
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    h, c_n = layer(x, None, None, causal)
+    c, past, steps = torch.zeros(3, 8).double(), torch.empty(0, 3, 12).double(), []
+    for step in x:
+        before = past.clone()
+        step_h, c, past = layer.extend(step[None], c, past)
+        steps.append(step_h)
+        assert torch.equal(past[: len(before)], before)
+    torch.testing.assert_close(torch.cat(steps), h)
+    torch.testing.assert_close(c, c_n)
+    assert past.shape == (5 if num_heads else 0, 3, 12)
+
+
+def test_a_bidirectional_layer_has_no_next_step():
+    with pytest.raises(ValueError, match="bidirectional"):
+        SRUppLayer(6, 4, 4).extend(torch.zeros(1, 2, 6), torch.zeros(2, 8), torch.zeros(0, 2, 8))
