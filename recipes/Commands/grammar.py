@@ -7,9 +7,9 @@ the rules.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
+
+from sru_asr.synthetic.grammar import NAME, expand
 
 __all__ = ["RULES", "VOCABULARY", "sample", "spoken"]
 
@@ -115,10 +115,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "day": ("MONDAY", "FRIDAY", "SUNDAY"),
 }
 
-_NAME = re.compile(r"<(\w+)>")
-
 VOCABULARY: tuple[str, ...] = tuple(
-    sorted({w for rule in RULES.values() for text in rule for w in _NAME.sub("", text).split()})
+    sorted({w for rule in RULES.values() for text in rule for w in NAME.sub("", text).split()})
 )
 
 # espeak reads a lone "a" as the article; "eh" is what it pronounces like the letter.
@@ -143,7 +141,7 @@ def sample(rng: np.random.Generator) -> str:
     >>> sample(np.random.default_rng(1))
     'TURN THE OFFICE RADIO UP'
     """
-    return _expand("<command>", rng)
+    return expand("<command>", RULES, rng)
 
 
 def spoken(word: str) -> str:
@@ -155,11 +153,3 @@ def spoken(word: str) -> str:
     ('eh', 'b', 'kitchen')
     """
     return _SPELLING.get(word, word.lower())
-
-
-def _expand(text: str, rng: np.random.Generator) -> str:
-    def choose(match: re.Match[str]) -> str:
-        alternatives = RULES[match[1]]
-        return _expand(alternatives[rng.integers(len(alternatives))], rng)
-
-    return _NAME.sub(choose, text)

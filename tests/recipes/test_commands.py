@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import wave
@@ -13,13 +14,12 @@ import numpy as np
 import pytest
 
 from sru_asr.manifest import check_manifest
+from sru_asr.synthetic import espeak
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "Commands"
 sys.path.insert(0, str(RECIPE))
 
-import acoustics  # noqa: E402
 import grammar  # noqa: E402
-import synthesis  # noqa: E402
 
 try:
     import espeakng_loader  # noqa: F401
@@ -110,11 +110,11 @@ def test_typical_commands_belong_to_the_grammar(text):
     assert re.fullmatch(pattern("command"), text)
 
 
-# Synthesis
+# Voices and rooms
 
 
 @needs_espeak
-@pytest.mark.parametrize("accent", synthesis.ACCENTS)
+@pytest.mark.parametrize("accent", espeak.ACCENTS)
 def test_letters_are_spoken_as_letters(accent):
     import ctypes
 
@@ -122,7 +122,7 @@ def test_letters_are_spoken_as_letters(accent):
         zip("ABDFKMRSX", ["eI", "bi:", "di:", "Ef", "keI", "Em", "A@", "Es", "Eks"], strict=True)
     )
     assert set(meant) == set(grammar.RULES["letter"])
-    with synthesis.fresh_library() as library:
+    with espeak.fresh_library() as library:
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         assert library.espeak_SetVoiceByName(accent.encode()) == 0
         for letter, phonemes in meant.items():
@@ -131,112 +131,10 @@ def test_letters_are_spoken_as_letters(accent):
             assert re.fullmatch(f"{re.escape(phonemes)}r?", heard.replace("'", "")), letter
 
 
-@needs_espeak
-@pytest.mark.parametrize("voice", ["en-us+f2", "en+m3", "en-029+croak", "en-gb-x-rp+klatt4"])
-def test_speech_does_not_depend_on_what_was_spoken_before(voice):
-    style = synthesis.Style(voice, rate=160, pitch=60, word_gap=2, seed=5)
-    words = ["turn", "the", "fan", "on"]
-    first = synthesis.speak(words, style)
-    synthesis.speak(["enter", "nine"], synthesis.Style("en-us+whisper", rate=220, seed=9))
-    again = synthesis.speak(words, style)
-    assert np.array_equal(first.samples, again.samples)
-    assert first.spans == again.spans
-
-
-@needs_espeak
-def test_every_voice_speaks_and_each_sounds_different_but_always_the_same():
-    voices = [f"en-us+{name}" for names in synthesis.VARIANTS.values() for name in names]
-    voices += [f"{accent}+default" for accent in synthesis.ACCENTS[1:]]
-    first, again = (
-        [synthesis.speak(["radio", "off"], synthesis.Style(v)).samples.tobytes() for v in voices]
-        for _ in range(2)
-    )
-    assert first == again
-    assert len(set(first)) == len(voices) == len(set(voices))
-    with pytest.raises(ValueError, match="no voice 'nowhere\\+f2'"):
-        synthesis.speak(["radio"], synthesis.Style("nowhere+f2"))
-
-
-@needs_espeak
-def test_spans_follow_the_words():
-    words = ["set", "the", "timer", "to", "ten", "minutes"]
-    speech = synthesis.speak(words, synthesis.Style("en-gb-scotland+m2", word_gap=3))
-    assert [index for index, _, _ in speech.spans] == list(range(6))
-    times = [time for _, *span in speech.spans for time in span]
-    assert times == sorted(times)
-    assert times[0] >= 0
-    assert times[-1] <= len(speech.samples) / synthesis.SAMPLE_RATE
-    # A gap is not part of a word.
-    assert speech.spans[1][1] - speech.spans[0][2] >= 0.03
-
-
-@needs_espeak
-def test_a_pair_that_espeak_merges_has_one_span():
-    speech = synthesis.speak(["turn", "on", "the", "light"], synthesis.Style("en-us+default"))
-    assert [index for index, _, _ in speech.spans] == [0, 1, 3]
-
-
-# Acoustics
-
-
-def scene(**changes: object) -> acoustics.Scene:
-    settings = {"silence": (0.2, 0.1), "rt60": 0.0, "direct": 6.0, "snr": 60.0, "colour": 1.0}
-    return acoustics.Scene(**{**settings, "level": -25.0, **changes})  # type: ignore[arg-type]
-
-
-def tone(rate: int, frequency: float = 1000, seconds: float = 0.5) -> np.ndarray:
-    time = np.arange(round(seconds * rate)) / rate
-    return np.hanning(len(time)) * np.sin(2 * np.pi * frequency * time)
-
-
-def test_resampling_keeps_time_and_amplitude():
-    found = acoustics.resample(tone(22050), 22050)
-    assert np.abs(found - tone(16000)).max() < 1e-3
-    assert np.abs(acoustics.resample(tone(22050, 9000), 22050)).max() < 1e-3
-
-
-def test_trim_finds_the_sound():
-    x = np.zeros(1000)
-    assert acoustics.trim(x) == (0, 0)
-    x[300], x[699] = 1.0, -0.5
-    assert acoustics.trim(x) == (300, 700)
-
-
-@pytest.mark.parametrize("snr", [5, 20])
-@pytest.mark.parametrize("colour", [0.0, 2.0])
-def test_noise_has_the_asked_level(snr, colour):
-    voice = np.sin(np.arange(32000) * 0.3)
-    rng = np.random.default_rng(0)
-    wanted = scene(silence=(1.0, 1.0), snr=snr, colour=colour)
-    x = acoustics.render(voice, wanted, rng).astype(float)
-    noise = np.concatenate([x[:16000], x[-16000:]])
-    speech = x[16000:-16000].var() - noise.var()
-    assert 10 * np.log10(speech / noise.var()) == pytest.approx(snr, abs=2)
-    assert 10 * np.log10(speech / 32767**2) == pytest.approx(-25, abs=0.5)
-
-
-def test_reverberation_decays_by_60_db_within_rt60():
-    click = np.zeros(16)
-    click[0] = 1.0
-    wanted = scene(silence=(0.0, 1.0), rt60=0.5, direct=0.0, snr=120.0)
-    x = acoustics.render(click, wanted, np.random.default_rng(0)) / 32767
-    energy = np.array([(x[t : t + 800] ** 2).mean() for t in (800, 4800)])
-    # A quarter of a second is half of RT60, and so 30 dB.
-    assert 10 * np.log10(energy[0] / energy[1]) == pytest.approx(30, abs=2)
-
-
-def test_a_recording_never_clips_and_has_its_length():
-    voice = np.zeros(8000)
-    voice[4000] = 1.0  # as far from its own RMS as can be
-    x = acoustics.render(voice, scene(level=-18.0), np.random.default_rng(0))
-    assert x.dtype == np.int16
-    assert len(x) == 8000 + 3200 + 1600
-    assert 0.9 * 32767 < np.abs(x.astype(int)).max() < 32767
-
-
 def test_scenes_stay_within_their_ranges():
+    prepare = runpy.run_path(str(RECIPE / "prepare.py"), run_name="prepare")
     rng = np.random.default_rng(0)
-    scenes = [acoustics.draw_scene(rng) for _ in range(500)]
+    scenes = [prepare["draw_scene"](rng) for _ in range(500)]
     assert all(0.05 <= seconds <= 0.3 for s in scenes for seconds in s.silence)
     assert all(s.rt60 == 0 or 0.1 <= s.rt60 <= 0.6 for s in scenes)
     assert 0.4 < np.mean([s.rt60 > 0 for s in scenes]) < 0.6
@@ -294,10 +192,10 @@ def test_test_voices_are_unheard(corpus):
         split: {row.spk_id.split("+")[1] for row in check_manifest(corpus / f"{split}.csv", corpus)}
         for split in ("train", "valid", "test")
     }
-    for split, variants in synthesis.VARIANTS.items():
+    for split, variants in espeak.VARIANTS.items():
         assert speakers[split] <= set(variants)
-        for other in set(synthesis.VARIANTS) - {split}:
-            assert not set(variants) & set(synthesis.VARIANTS[other])
+        for other in set(espeak.VARIANTS) - {split}:
+            assert not set(variants) & set(espeak.VARIANTS[other])
 
 
 def test_number_of_processes_changes_nothing(corpus, tmp_path):
@@ -315,7 +213,7 @@ def test_a_run_that_fails_leaves_no_half_files_and_can_be_resumed(corpus, tmp_pa
     assert not list(tmp_path.glob("*.csv"))
 
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.wav")}
-    (tmp_path / "train" / "train-00000.wav.1.tmp").write_bytes(b"of a killed run")
+    (tmp_path / "train" / ".1.train-00000.wav").write_bytes(b"of a killed run")
     assert prepare(tmp_path).returncode == 0
     assert contents(tmp_path) == whole
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
@@ -347,7 +245,7 @@ def test_without_espeak_there_is_one_clear_sentence(tmp_path):
     failed = prepare(tmp_path / "new", before=WITHOUT_ESPEAK)
     assert failed.returncode != 0
     assert failed.stderr.strip().splitlines() == [
-        "prepare.py: the Commands corpus needs espeak-ng: pip install 'sru-asr[demo]'"
+        "prepare.py: synthetic speech needs espeak-ng: pip install 'sru-asr[demo]'"
     ]
     assert not (tmp_path / "new").exists()
 

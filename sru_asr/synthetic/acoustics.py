@@ -1,12 +1,10 @@
-"""The room around a voice: silence, reverberation, noise and level, all generated with NumPy."""
+"""The room around a voice: silence, echoes, noise, microphone and level, generated with NumPy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-
-__all__ = ["SAMPLE_RATE", "Scene", "draw_scene", "render", "resample", "trim"]
 
 SAMPLE_RATE = 16000
 """Samples per second of the corpus."""
@@ -32,6 +30,9 @@ class Scene:
         The noise's power falls with frequency ** colour: 0 is white, 1 pink, 2 brown.
     level : float
         RMS of the speech, dB below full scale.
+    microphone : tuple of float
+        Gain in dB at frequencies evenly spaced on the mel scale, from 0 to half of `SAMPLE_RATE`,
+        and linear between them; empty for a flat response.
     """
 
     silence: tuple[float, float]
@@ -40,21 +41,7 @@ class Scene:
     snr: float
     colour: float
     level: float
-
-
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: 60 % of them are noisy, half of them reverberate."""
-    before, after = rng.uniform(0.05, 0.3, 2)
-    reverberant, noisy = rng.random(2) < (0.5, 0.6)
-    return Scene(
-        silence=(float(before), float(after)),
-        rt60=float(rng.uniform(0.1, 0.6)) if reverberant else 0.0,
-        direct=float(rng.uniform(0, 12)),
-        # A quiet room rather than digital silence, which no microphone delivers.
-        snr=float(rng.uniform(5, 30) if noisy else rng.uniform(40, 60)),
-        colour=float(rng.uniform(0, 2)),
-        level=float(rng.uniform(-32, -18)),
-    )
+    microphone: tuple[float, ...] = ()
 
 
 def render(voice: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -73,6 +60,13 @@ def render(voice: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndar
     -------
     numpy.ndarray
         16-bit samples: as many as the voice has and as the silences last. They never clip.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(1)
+    >>> scene = Scene(silence=(0.5, 0.5), rt60=0.3, direct=6, snr=20, colour=1, level=-26)
+    >>> render(rng.standard_normal(16000), scene, rng).shape
+    (32000,)
     """
     before, after = (round(seconds * SAMPLE_RATE) for seconds in scene.silence)
     x = np.pad(voice.astype(np.float64), (before, after))
@@ -80,6 +74,9 @@ def render(voice: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndar
         x = _reverberate(x, scene.rt60, scene.direct, rng)
     x /= _rms(x[before : before + len(voice)])
     x += 10 ** (-scene.snr / 20) * _noise(len(x), scene.colour, rng)
+    if scene.microphone:
+        x = _record(x, scene.microphone)
+        x /= _rms(x[before : before + len(voice)])
     gain = min(10 ** (scene.level / 20), _PEAK / np.abs(x).max())
     recording: np.ndarray = np.rint(32767 * gain * x).astype(np.int16)
     return recording
@@ -94,6 +91,11 @@ def resample(x: np.ndarray, rate: int) -> np.ndarray:
         Samples that begin and end in silence: the spectrum takes them as one period.
     rate : int
         Their samples per second, above `SAMPLE_RATE`.
+
+    Examples
+    --------
+    >>> resample(np.zeros(22050), 22050).shape
+    (16000,)
     """
     divisor = int(np.gcd(rate, SAMPLE_RATE))
     periods = -(-len(x) // (rate // divisor))
@@ -104,7 +106,13 @@ def resample(x: np.ndarray, rate: int) -> np.ndarray:
 
 
 def trim(x: np.ndarray, threshold: float = 1e-3) -> tuple[int, int]:
-    """Where the sound begins and ends: first and last + 1 sample above threshold times the peak."""
+    """Where the sound begins and ends: first and last + 1 sample above threshold times the peak.
+
+    Examples
+    --------
+    >>> trim(np.array([0.0, 0.0, 1.0, -0.5, 0.0]))
+    (2, 4)
+    """
     loud = np.flatnonzero(np.abs(x.astype(np.float64)) > threshold * np.abs(x).max(initial=0))
     return (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, 0)
 
@@ -119,6 +127,14 @@ def _reverberate(x: np.ndarray, rt60: float, direct: float, rng: np.random.Gener
     size = 1 << (len(x) + len(response) - 2).bit_length()
     spectrum = np.fft.rfft(x, size) * np.fft.rfft(response, size)
     return np.fft.irfft(spectrum, size)[: len(x)]
+
+
+def _record(x: np.ndarray, gains: tuple[float, ...]) -> np.ndarray:
+    """Filter with the gains of a microphone, without delay."""
+    size = 1 << (len(x) - 1).bit_length()
+    mel = np.log1p(np.fft.rfftfreq(size, 1 / SAMPLE_RATE) / 700)
+    gain = np.interp(mel, np.linspace(0, mel[-1], len(gains)), gains)
+    return np.fft.irfft(np.fft.rfft(x, size) * 10 ** (gain / 20), size)[: len(x)]
 
 
 def _noise(length: int, colour: float, rng: np.random.Generator) -> np.ndarray:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ACCENTS", "SAMPLE_RATE", "VARIANTS", "Speech", "Style", "fresh_library", "speak"]
-
 SAMPLE_RATE = 22050
 """Samples per second of what espeak-ng speaks."""
 
@@ -53,7 +51,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """The speakers of each split; no speaker is in two."""
 
-_INSTALL = "the Commands corpus needs espeak-ng: pip install 'sru-asr[demo]'"
+_INSTALL = "synthetic speech needs espeak-ng: pip install 'sru-asr[demo]'"
 
 # Constants of espeak-ng's speak_lib.h.
 _OUTPUT_SYNCHRONOUS = 2
@@ -154,6 +152,10 @@ def speak(words: Sequence[str], style: Style) -> Speech:
         When ``espeakng-loader`` is not installed.
     ValueError
         When espeak-ng does not have the accent; a variant that it lacks, it ignores.
+
+    Examples
+    --------
+    >>> speech = speak(["turn", "it", "off"], Style("en-us+f2"))  # doctest: +SKIP
     """
     chunks: list[bytes] = []
     marks: list[tuple[int, int, int, bytes]] = []

@@ -1,0 +1,28 @@
+"""Train a recogniser on synthetic speech of AN4's kind, to start from it on AN4 itself.
+
+Any of AN4's YAMLs will do; the corpus is made first, where it is not there yet::
+
+    python recipes/AN4/pretrain.py hparams/an4/srupp_ctc_attention.yaml \\
+        --data_folder=data/an4_synthetic --output_folder=results/an4_synthetic/1
+    python recipes/AN4/train.py hparams/an4/srupp_ctc_attention.yaml \\
+        --data_folder=DIR --pretrained=results/an4_synthetic/1/model
+"""
+
+from pathlib import Path
+
+from synthetic import prepare_synthetic
+
+from sru_asr.manifest import read_manifest, write_manifest
+from sru_asr.training import main
+
+
+def prepare(hparams: dict) -> None:
+    """Make the corpus, once for all runs, and the manifests that the YAML names."""
+    folder = hparams["data_folder"]
+    prepare_synthetic(folder)
+    for split in ("train", "valid"):
+        write_manifest(hparams[f"{split}_csv"], read_manifest(Path(folder, f"{split}.csv")))
+
+
+if __name__ == "__main__":
+    main(prepare, corpus_options={"download", "num_valid_speakers"})
