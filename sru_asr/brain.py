@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ import torch
 from speechbrain.core import Stage
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from speechbrain.utils.checkpoints import average_checkpoints
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_all_reduce, if_main_process
 from torch import Tensor
+from torch.distributed import ReduceOp
 
 from sru_asr.model import Posteriors
 from sru_asr.score import Score, WordErrorRate
 from sru_asr.tokenizer import BLANK
+
+# Of each search by its name, "" for the main one: token lists of a batch.
+Hypotheses = dict[str, list[list[int]]]
+
+
+class NonFiniteLoss(ValueError):
+    """A batch whose loss is not a finite number; the message names its utterances."""
 
 
 class SpeechRecognitionBrain(sb.Brain):
@@ -23,14 +32,16 @@ class SpeechRecognitionBrain(sb.Brain):
 
     ``modules`` holds the recogniser as ``model``. Hyperparameters used: ``ctc_weight``,
     ``label_smoothing``, ``lr_annealing``, ``epoch_counter``, ``train_logger``, ``tokenizer``,
-    ``num_averaged_checkpoints``, ``seed``; optional ``fea_augment`` (SpecAugment), ``search`` (a
-    SpeechBrain beam searcher used in tests instead of greedy CTC).
+    ``num_averaged_checkpoints``, ``seed``; optional ``fea_augment`` (SpecAugment),
+    ``intermediate_ctc_weight``, ``averaged_checkpoints`` ("best", the default, or "last"),
+    ``search`` (a searcher used in tests instead of greedy CTC) and ``searches`` (a mapping of
+    names to further ones).
     """
 
     score: Score
 
-    def compute_forward(self, batch: Any, stage: Stage) -> tuple[Posteriors, list[list[int]]]:
-        """Compute log posteriors and, outside training, hypotheses as token lists."""
+    def compute_forward(self, batch: Any, stage: Stage) -> tuple[Posteriors, Hypotheses]:
+        """Compute log posteriors and, outside training, each search's hypotheses."""
         batch = batch.to(self.device)
         wavs, lengths = batch.sig
         training = stage == Stage.TRAIN
@@ -41,27 +52,24 @@ class SpeechRecognitionBrain(sb.Brain):
             augment=getattr(self.hparams, "fea_augment", None) if training else None,
             epoch=self.hparams.epoch_counter.current,
         )
-        hypotheses: list[list[int]] = []
-        if stage == Stage.TEST and self._search is not None:
-            hypotheses, *_ = self._search(posteriors.encoded, posteriors.lengths)
-        elif not training:
-            hypotheses = ctc_greedy_decode(posteriors.ctc, posteriors.lengths, blank_id=BLANK)
+        hypotheses: Hypotheses = {}
+        if stage == Stage.TEST:
+            for name, search in self._searches.items():
+                hypotheses[name], *_ = search(posteriors.encoded, posteriors.lengths)
+        if not training and "" not in hypotheses:
+            hypotheses[""] = ctc_greedy_decode(posteriors.ctc, posteriors.lengths, blank_id=BLANK)
         return posteriors, hypotheses
 
     def compute_objectives(
-        self, predictions: tuple[Posteriors, list[list[int]]], batch: Any, stage: Stage
+        self, predictions: tuple[Posteriors, Hypotheses], batch: Any, stage: Stage
     ) -> Tensor:
         """Weigh the CTC and the attention loss; outside training also count word errors."""
         posteriors, hypotheses = predictions
-        tokens, token_lengths = batch.tokens
-        loss = sb.nnet.losses.ctc_loss(
-            posteriors.ctc,
-            tokens,
-            posteriors.lengths,
-            token_lengths,
-            blank_index=BLANK,
-            reduction="batchmean",  # as the attention loss: both count whole utterances
-        )
+        loss = self._ctc_loss(posteriors.ctc, posteriors, batch)
+        if posteriors.intermediate is not None:
+            weight = self.hparams.intermediate_ctc_weight
+            intermediate = self._ctc_loss(posteriors.intermediate, posteriors, batch)
+            loss = (1 - weight) * loss + weight * intermediate
         if posteriors.attention is not None:
             targets, target_lengths = batch.tokens_eos
             attention_loss = sb.nnet.losses.kldiv_loss(
@@ -73,22 +81,33 @@ class SpeechRecognitionBrain(sb.Brain):
             )
             weight = self.hparams.ctc_weight
             loss = weight * loss + (1 - weight) * attention_loss
-        if stage != Stage.TRAIN:
-            texts = [self.hparams.tokenizer.decode_ids(tokens) for tokens in hypotheses]
-            self.word_errors.append(batch.id, texts, batch.wrd)
+        for name, token_lists in hypotheses.items():
+            texts = [self.hparams.tokenizer.decode_ids(tokens) for tokens in token_lists]
+            self.word_errors[name].append(batch.id, texts, batch.wrd)
         return loss
+
+    @staticmethod
+    def _ctc_loss(ctc: Tensor, posteriors: Posteriors, batch: Any) -> Tensor:
+        tokens, token_lengths = batch.tokens
+        return sb.nnet.losses.ctc_loss(
+            ctc,
+            tokens,
+            posteriors.lengths,
+            token_lengths,
+            blank_index=BLANK,
+            reduction="batchmean",  # as the attention loss: both count whole utterances
+        )
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Start counting word errors anew."""
-        if stage != Stage.TRAIN:
-            self.word_errors = WordErrorRate()
+        self.word_errors: defaultdict[str, WordErrorRate] = defaultdict(WordErrorRate)
 
     def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
         """Log the stage; after validation also save a checkpoint ranked by its WER."""
         if stage == Stage.TRAIN:
             self.train_stats = {"loss": stage_loss}
             return
-        self.score = self.word_errors.summarize()
+        self.score = self.word_errors[""].summarize()
         stats = {"loss": stage_loss, "WER": self.score.wer}
         if stage == Stage.VALID:
             self.hparams.train_logger.log_stats(
@@ -98,19 +117,49 @@ class SpeechRecognitionBrain(sb.Brain):
             )
             self.checkpointer.save_and_keep_only(
                 meta={"WER": self.score.wer, "epoch": epoch},
-                min_keys=["WER"],
+                min_keys=["WER"] if self._averages_best else [],
                 num_to_keep=self.hparams.num_averaged_checkpoints,
             )
 
     def on_fit_batch_start(self, batch: Any, should_step: bool) -> None:
         """Set the learning rate of the step to come, the first one's too."""
+        self.batch_ids = list(batch.id)
         if should_step:
             self.hparams.lr_annealing(self.optimizer)
 
+    def check_loss_isfinite(self, loss: Tensor) -> None:
+        """Stop at a loss that is not finite; parameters are still those of the step before.
+
+        SpeechBrain's patience (``--nonfinite_patience``) would only hide which data is to blame.
+
+        Raises
+        ------
+        NonFiniteLoss
+            Naming the utterances, when a checkpoint has been saved.
+        """
+        finite = bool(torch.isfinite(loss))
+        # All processes stop together: saving waits for them, and they would wait for gradients.
+        stopping = torch.tensor(0.0 if finite else 1.0, device=loss.device)
+        if not ddp_all_reduce(stopping, ReduceOp.MAX):
+            return
+        checkpoint = self.checkpointer.save_checkpoint(end_of_epoch=False)
+        where = f"; the run so far is in {checkpoint.path}" if checkpoint else ""
+        if finite:
+            raise NonFiniteLoss(f"the loss of another process's batch is not finite{where}")
+        raise NonFiniteLoss(
+            f"the loss became {float(loss)} on the batch of {', '.join(self.batch_ids)}{where}: "
+            "look at these recordings and transcripts, or lower lr"
+        )
+
     def load_average(self) -> None:
-        """Load the mean of the kept checkpoints' parameters into the model."""
+        """Load the mean of the kept checkpoints' parameters into the model.
+
+        The best by validation WER, or, with ``averaged_checkpoints: last``, the last.
+        """
         checkpoints = self.checkpointer.find_checkpoints(
-            min_key="WER", max_num_checkpoints=self.hparams.num_averaged_checkpoints
+            min_key="WER" if self._averages_best else None,
+            max_num_checkpoints=self.hparams.num_averaged_checkpoints,
+            ckpt_predicate=lambda checkpoint: "WER" in checkpoint.meta,  # ends an epoch
         )
         if not checkpoints:
             raise FileNotFoundError(
@@ -120,6 +169,8 @@ class SpeechRecognitionBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
         """Evaluate what is in memory: `load_average` has been called before."""
+        for search in self._searches.values():
+            search.to(self.device)  # with its language model, which ``modules`` does not have
 
     def evaluate_split(self, split: str, loader: Any, folder: str | Path) -> Score:
         """Score one split and write its score and error listing.
@@ -131,7 +182,8 @@ class SpeechRecognitionBrain(sb.Brain):
         loader : DataLoader
             Its data.
         folder : str or Path
-            Receives ``score_<split>.json`` and ``wer_<split>.txt``.
+            Receives ``score_<split>.json``, ``wer_<split>.txt`` and ``utterances_<split>.csv``, and
+            the same of every further search as ``score_<split>_<search>.json`` and so on.
 
         Returns
         -------
@@ -140,13 +192,17 @@ class SpeechRecognitionBrain(sb.Brain):
         loss = self.evaluate(loader)
         if if_main_process():
             folder = Path(folder)
-            self.word_errors.write_stats(folder / f"wer_{split}.txt")
-            self.score.to_json(
-                folder / f"score_{split}.json",
-                decoder="greedy CTC" if self._search is None else "joint CTC/attention beam",
-                seed=self.hparams.seed,
-                parameters=sum(p.numel() for p in self.hparams.model.parameters()),
-            )
+            for name, errors in self.word_errors.items():
+                label = f"{split}_{name}" if name else split
+                errors.write_stats(folder / f"wer_{label}.txt")
+                errors.write_csv(folder / f"utterances_{label}.csv")
+                search = self._searches.get(name)
+                errors.summarize().to_json(
+                    folder / f"score_{label}.json",
+                    decoder="greedy CTC" if search is None else type(search).__name__,
+                    seed=self.hparams.seed,
+                    parameters=sum(p.numel() for p in self.hparams.model.parameters()),
+                )
         # Called on every process: SpeechBrain's logger waits for all of them.
         self.hparams.train_logger.log_stats(
             stats_meta={"evaluated": split},
@@ -155,5 +211,14 @@ class SpeechRecognitionBrain(sb.Brain):
         return self.score
 
     @property
-    def _search(self) -> torch.nn.Module | None:
-        return getattr(self.hparams, "search", None)
+    def _searches(self) -> dict[str, torch.nn.Module]:
+        """Searchers by name; the main one's is ""."""
+        main = getattr(self.hparams, "search", None)
+        return ({} if main is None else {"": main}) | getattr(self.hparams, "searches", {})
+
+    @property
+    def _averages_best(self) -> bool:
+        choice: str = getattr(self.hparams, "averaged_checkpoints", "best")
+        if choice not in ("best", "last"):
+            raise ValueError(f"averaged_checkpoints must be best or last, got {choice!r}")
+        return choice == "best"

@@ -8,6 +8,7 @@ from typing import Any
 
 from speechbrain.utils.checkpoints import METAFNAME, Checkpoint
 from speechbrain.utils.checkpoints import Checkpointer as SpeechBrainCheckpointer
+from speechbrain.utils.distributed import main_process_only
 
 PENDING = f".{METAFNAME}"
 
@@ -42,6 +43,15 @@ class Checkpointer(SpeechBrainCheckpointer):
         if checkpoint is not None:
             os.replace(Path(checkpoint.path, PENDING), Path(checkpoint.path, METAFNAME))
         return checkpoint
+
+    @main_process_only
+    def delete_checkpoints(self, **kwargs: Any) -> None:
+        """Delete checkpoints; see SpeechBrain's Checkpointer.
+
+        The first process decides which. In SpeechBrain each looks into the folder by itself, and
+        they wait for one another forever when one of them does not see the newest checkpoint yet.
+        """
+        super().delete_checkpoints(**kwargs)
 
     def _save_checkpoint_metafile(self, fpath: Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         meta: dict[str, Any] = super()._save_checkpoint_metafile(

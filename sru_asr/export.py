@@ -2,13 +2,76 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
+from torch import nn
+
+from sru_asr.files import atomically
+from sru_asr.manifest import list_problems
+from sru_asr.transcripts import enumerate_some
+
+INTERFACES = ("EncoderASR", "EncoderDecoderASR")
+
+
+def check_inference(inference: dict[str, Any]) -> None:
+    """Make sure that what `export_model` writes can be loaded: before training, not after.
+
+    Parameters
+    ----------
+    inference : dict
+        The loaded ``inference`` section.
+
+    Raises
+    ------
+    ValueError
+        Listing what the interface needs and does not find, and modules whose weights would not be
+        stored.
+    """
+    from speechbrain.inference import ASR
+
+    name = inference.get("interface")
+    if name not in INTERFACES:
+        raise ValueError(f"inference: interface {name!r}, expected {' or '.join(INTERFACES)}")
+    interface = getattr(ASR, name)
+    modules = inference.get("modules", {})
+    needed = {"sample_rate", "pretrainer", *interface.HPARAMS_NEEDED}
+    missing = sorted(needed - inference.keys())
+    missing += [f"modules.{name}" for name in interface.MODULES_NEEDED if name not in modules]
+    problems = [f"no {name}, which {interface.__name__} needs" for name in missing]
+    if not missing:
+        encoder = modules["encoder"]
+        if not hasattr(encoder, "encode"):
+            problems.append(
+                f"modules.encoder is a {type(encoder).__name__}, expected one with encode(wavs, "
+                "lengths), as SpeechEncoder and CTCPosteriors"
+            )
+        loadables = inference["pretrainer"].loadables
+        problems += [
+            f"no {name} in the pretrainer's loadables"
+            for name in ("model", "tokenizer")
+            if name not in loadables
+        ]
+        if loadables.get("tokenizer") is not inference["tokenizer"]:
+            problems.append("tokenizer is not the one among the pretrainer's loadables")
+        stored = {
+            id(parameter)
+            for loadable in loadables.values()
+            if isinstance(loadable, nn.Module)
+            for parameter in loadable.parameters()
+        }
+        for name, module in modules.items():
+            lost = [n for n, p in module.named_parameters() if id(p) not in stored]
+            if lost:
+                problems.append(
+                    f"modules.{name} has weights ({enumerate_some(lost, 3)}) that belong to none "
+                    "of the pretrainer's loadables: they would not be stored"
+                )
+    if problems:
+        raise ValueError(list_problems("inference", problems))
 
 
 def export_model(
@@ -31,23 +94,19 @@ def export_model(
         The sentencepiece model.
     """
     folder = Path(folder)
-    temporary, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
-    for leftover in (temporary, old):  # of a run that was killed here
+    for leftover in folder.parent.glob(f".*.{folder.name}"):  # of a run that was killed here
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
     yaml = YAML()
     yaml.width = 100
     with open(hyperparams, encoding="utf-8") as file:
         section = yaml.load(file)["inference"]
-    with open(temporary / "hyperparams.yaml", "w", encoding="utf-8") as file:
-        # The dumper writes each shared object out where it is first met and refers to it after.
-        yaml.dump(section, file)
-    for name, loadable in inference["pretrainer"].loadables.items():
-        if name == "tokenizer":
-            shutil.copyfile(tokenizer, temporary / "tokenizer.ckpt")
-        else:
-            torch.save(loadable.state_dict(), temporary / f"{name}.ckpt")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomically(folder) as temporary:
+        temporary.mkdir()
+        with open(temporary / "hyperparams.yaml", "w", encoding="utf-8") as file:
+            # The dumper writes each shared object out where it is first met and refers to it after.
+            yaml.dump(section, file)
+        for name, loadable in inference["pretrainer"].loadables.items():
+            if name == "tokenizer":
+                shutil.copyfile(tokenizer, temporary / "tokenizer.ckpt")
+            else:
+                torch.save(loadable.state_dict(), temporary / f"{name}.ckpt")

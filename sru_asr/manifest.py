@@ -2,7 +2,8 @@
 
 A manifest is a SpeechBrain CSV with the columns ``ID,duration,wav,spk_id,wrd``, or a SpeechBrain
 JSON object ``{ID: {"duration": ..., "wav": ..., "wrd": ...}}``; ``spk_id`` may be absent. ``wav``
-may begin with ``{data_root}`` (or ``$data_root``), so that a manifest outlives a moved corpus.
+may begin with ``{data_root}`` (or ``$data_root``), so that a manifest outlives a moved corpus. A
+relative ``wav`` starts at the data root where one is given, else in the manifest's own folder.
 
 Whatever is wrong with a manifest is reported all at once, before training starts, by one
 `ManifestError`. Nothing here imports torch.
@@ -11,30 +12,49 @@ Whatever is wrong with a manifest is reported all at once, before training start
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from itertools import combinations
 from typing import Any, TextIO
 
+import soundfile
+from tqdm import tqdm
+
 from sru_asr.audio import AudioError, audio_info
+from sru_asr.files import atomically
+from sru_asr.transcripts import enumerate_some
 
 __all__ = [
     "ManifestError",
     "Utterance",
     "check_manifest",
+    "compare_splits",
+    "hold_out",
     "list_problems",
     "read_manifest",
     "write_manifest",
 ]
+
+logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 OPTIONAL_COLUMNS = ("spk_id",)
 MAX_LISTED = 20
+# How far a duration may be off, whichever is more: programs count and round differently.
+DURATION_TOLERANCE = 0.1  # seconds
+DURATION_TOLERANCE_RELATIVE = 0.05
+# Outside of this, in seconds, there is rarely a single utterance.
+USUAL_DURATIONS = (0.2, 60.0)
 
 _DATA_ROOT = re.compile(r"\{data_root\}|\$data_root\b")
 
@@ -146,21 +166,20 @@ def write_manifest(path: StrPath, utterances: Iterable[Utterance]) -> None:
     u1,1.5,{data_root}/u1.wav,anna,YES
     >>> folder.cleanup()
     """
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(astuple(utterance) for utterance in utterances)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with (
+        atomically(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(astuple(utterance) for utterance in utterances)
 
 
-def read_manifest(path: StrPath, data_root: StrPath | None = None) -> list[Utterance]:
+def read_manifest(
+    path: StrPath,
+    data_root: StrPath | None = None,
+    normalize: Callable[[str], str] | None = None,
+) -> list[Utterance]:
     """Read a manifest, CSV or JSON by its suffix.
 
     Parameters
@@ -168,8 +187,10 @@ def read_manifest(path: StrPath, data_root: StrPath | None = None) -> list[Utter
     path : str or path
         A SpeechBrain CSV (``.csv``) or JSON (``.json``) manifest.
     data_root : str or path, optional
-        What ``{data_root}`` stands for; relative ``wav`` paths start here too. Without it,
-        ``wav`` is returned as it is written.
+        What ``{data_root}`` stands for; relative ``wav`` paths start here too. Without it, they
+        start in the manifest's folder, and ``{data_root}`` stays as it is written.
+    normalize : callable, optional
+        Applied to every transcript, for instance a `sru_asr.text.Normalization`.
 
     Returns
     -------
@@ -193,19 +214,26 @@ def read_manifest(path: StrPath, data_root: StrPath | None = None) -> list[Utter
     [Utterance(ID='u1', duration=1.5, wav='/corpus/u1.wav', spk_id='anna', wrd='YES')]
     >>> folder.cleanup()
     """
-    rows, problems = _read(path, data_root)
+    rows, problems = _read(path, data_root, normalize)
     if problems:
         raise ManifestError(path, problems)
     return [utterance for _, utterance in rows]
 
 
-def check_manifest(path: StrPath, data_root: StrPath | None = None) -> list[Utterance]:
-    """Read a manifest as `read_manifest` does, and make sure that its audio files are there.
+def check_manifest(
+    path: StrPath,
+    data_root: StrPath | None = None,
+    normalize: Callable[[str], str] | None = None,
+    check: Callable[[list[Utterance]], list[str]] | None = None,
+) -> list[Utterance]:
+    """Read a manifest as `read_manifest` does, and make sure that its audio files are as it says.
 
     Parameters
     ----------
-    path, data_root
+    path, data_root, normalize
         As in `read_manifest`.
+    check : callable, optional
+        Given the utterances whose rows are whole, returns further problems, one sentence each.
 
     Returns
     -------
@@ -215,8 +243,9 @@ def check_manifest(path: StrPath, data_root: StrPath | None = None) -> list[Utte
     Raises
     ------
     ManifestError
-        With all problems of all rows at once, those of `read_manifest` and missing or empty
-        audio files. Files are only looked up, not opened.
+        With all problems of all rows at once: those of `read_manifest`, audio files that are
+        missing, not audio or cut short, durations that are off by more than 0.1 s and 5 %, and what
+        ``check`` finds. Of a recording the header and (FLAC) the end are read, not everything.
 
     Examples
     --------
@@ -231,18 +260,156 @@ def check_manifest(path: StrPath, data_root: StrPath | None = None) -> list[Utte
     line 2 (ID 'u1'): audio file /nowhere/u1.wav does not exist
     >>> folder.cleanup()
     """
-    rows, problems = _read(path, data_root)
-    for place, utterance in rows:
-        problem = _audio_problem(utterance.wav)
-        if problem:
-            problems.append(f"{place}: {problem}")
+    rows, problems = _read(path, data_root, normalize)
+    utterances = [utterance for _, utterance in rows]
+    # Threads, because on a network file system nearly all of the time is waiting.
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(
+            pool.map(_audio_problem, utterances),
+            desc=os.path.basename(path),
+            total=len(rows),
+            unit=" recordings",
+            delay=3,
+        )
+        problems += [
+            f"{place}: {problem}"
+            for (place, _), problem in zip(rows, found, strict=True)
+            if problem is not None
+        ]
+    if check is not None:
+        problems += check(utterances)
     if problems:
         raise ManifestError(path, problems)
-    return [utterance for _, utterance in rows]
+    return utterances
+
+
+def hold_out(
+    utterances: Sequence[Utterance], share: float = 0.1, at_most: float = 1800.0
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Divide a manifest into a part to train on and one to validate with.
+
+    By whole speakers where every utterance has one, so that validation measures unknown voices;
+    else by utterance. A hash of the names decides, so it is the same on every machine and hardly
+    changes when the manifest grows. The log says which it was.
+
+    Parameters
+    ----------
+    utterances : sequence of Utterance
+        The manifest; two or more.
+    share : float
+        Share of the audio to hold out, about; never more than twice that of it by speakers.
+    at_most : float
+        Seconds of audio to hold out, about.
+
+    Returns
+    -------
+    train, valid : list of Utterance
+        In the manifest's order.
+
+    Raises
+    ------
+    ValueError
+        When there are less than two utterances.
+
+    Examples
+    --------
+    >>> rows = [Utterance(f"u{i}", 2.0, "", f"speaker{i % 20}", "YES") for i in range(100)]
+    >>> train, valid = hold_out(rows)
+    >>> len(train), len(valid), {u.spk_id for u in train} & {u.spk_id for u in valid}
+    (90, 10, set())
+    """
+    if len(utterances) < 2:
+        raise ValueError(f"found {len(utterances)} utterances, expected 2 or more to divide")
+    total = sum(utterance.duration for utterance in utterances)
+    wanted = min(share * total, at_most)
+    speakers = {utterance.spk_id for utterance in utterances}
+    held_out: set[str] = set()
+    if "" not in speakers:
+        held_out = _draw(utterances, lambda u: u.spk_id, wanted, 2 * share * total)
+        valid = [u for u in utterances if u.spk_id in held_out]
+        how = f"the speakers {enumerate_some(sorted(held_out), 20)}"
+    if not held_out:
+        IDs = _draw(utterances, lambda u: u.ID, wanted, math.inf)
+        valid = [u for u in utterances if u.ID in IDs]
+        why = "spk_id is not given for all" if "" in speakers else f"too few ({len(speakers)})"
+        how = f"single utterances of no matter which speakers: {why}"
+    names = {u.ID for u in valid}
+    seconds = sum(u.duration for u in valid)
+    logger.info(
+        "Held out for validation: %d of %d utterances, %.1f of %.1f minutes, %s",
+        *(len(valid), len(utterances), seconds / 60, total / 60, how),
+    )
+    return [u for u in utterances if u.ID not in names], valid
+
+
+def _draw(
+    utterances: Sequence[Utterance], key: Callable[[Utterance], str], wanted: float, most: float
+) -> set[str]:
+    """Names of groups, in the order of their hashes, until they have so many seconds."""
+    seconds: dict[str, float] = defaultdict(float)
+    for utterance in utterances:
+        seconds[key(utterance)] += utterance.duration
+    drawn: set[str] = set()
+    so_far = 0.0
+    for name in sorted(seconds, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if so_far >= wanted:
+            break
+        if so_far + seconds[name] <= most and len(drawn) + 1 < len(seconds):
+            drawn.add(name)
+            so_far += seconds[name]
+    return drawn
+
+
+def compare_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
+    """Look for what is odd about manifests, but need not be wrong.
+
+    Parameters
+    ----------
+    splits : mapping of str to sequence of Utterance
+        The manifests by name, the one for training as "train".
+
+    Returns
+    -------
+    list of str
+        One sentence each: IDs, recordings and speakers that two splits share, and durations that
+        are rarely those of one utterance.
+
+    Examples
+    --------
+    >>> row = Utterance("u1", 90.0, "u1.wav", "anna", "YES")
+    >>> for sentence in compare_splits({"train": [row], "test": [row]}):
+    ...     print(sentence)
+    train: 1 recordings longer than 60 s, which take much memory: u1
+    test: 1 recordings longer than 60 s, which take much memory: u1
+    train and test share 1 recordings: u1.wav
+    train and test share 1 IDs: u1
+    train and test share 1 speakers: anna
+    """
+    shortest, longest = USUAL_DURATIONS
+    found = []
+    for name, rows in splits.items():
+        short = [u.ID for u in rows if u.duration < shortest]
+        long = [u.ID for u in rows if u.duration > longest]
+        if short:
+            listed = enumerate_some(short, 5)
+            found.append(f"{name}: {len(short)} recordings shorter than {shortest:g} s: {listed}")
+        if long:
+            found.append(
+                f"{name}: {len(long)} recordings longer than {longest:g} s, which take much "
+                f"memory: {enumerate_some(long, 5)}"
+            )
+    for one, other in combinations(splits, 2):
+        for what, field in (("recordings", "wav"), ("IDs", "ID"), ("speakers", "spk_id")):
+            values = [{getattr(u, field) for u in splits[name]} - {""} for name in (one, other)]
+            shared = sorted(values[0] & values[1])
+            if shared:
+                listed = enumerate_some(shared, 5)
+                found.append(f"{one} and {other} share {len(shared)} {what}: {listed}")
+    return found
 
 
 def _read(
-    path: StrPath, data_root: StrPath | None
+    path: StrPath, data_root: StrPath | None, normalize: Callable[[str], str] | None
 ) -> tuple[list[tuple[str, Utterance]], list[str]]:
     """The rows that are whole, each with its place in the file, and what is wrong with others."""
     columns, raw_rows = _raw_rows(path)
@@ -262,6 +429,9 @@ def _read(
     first_place: dict[str, str] = {}
     for place, raw in raw_rows:
         cells = {name: _text(raw.get(name)) for name in COLUMNS}
+        written = cells["wrd"]
+        if normalize is not None:
+            cells["wrd"] = normalize(written)
         ID = cells["ID"]
         named_place = f"{place} (ID {ID!r})" if ID else place
         faults: list[str] = []
@@ -271,14 +441,16 @@ def _read(
             faults.append(f"duplicate ID, first at {first_place[ID]}")
         if ID:
             first_place.setdefault(ID, place)
-        faults += [f"empty {name}" for name in ("ID", "wav", "wrd") if not cells[name]]
+        faults += [f"empty {name}" for name in ("ID", "wav") if not cells[name]]
+        if not cells["wrd"]:
+            faults.append(f"nothing is left of wrd {written!r}" if written else "empty wrd")
         duration = _seconds(cells["duration"])
         if duration is None:
             faults.append(f"duration {cells['duration']!r}, expected a positive number of seconds")
         if faults or duration is None:
             problems += [f"{named_place}: {fault}" for fault in faults]
             continue
-        wav = _resolve(cells["wav"], data_root)
+        wav = _resolve(cells["wav"], path, data_root)
         rows.append((named_place, Utterance(ID, duration, wav, cells["spk_id"], cells["wrd"])))
     return rows, problems
 
@@ -346,16 +518,19 @@ def _seconds(text: str) -> float | None:
     return duration if math.isfinite(duration) and duration > 0 else None
 
 
-def _resolve(wav: str, data_root: StrPath | None) -> str:
+def _resolve(wav: str, manifest: StrPath, data_root: StrPath | None) -> str:
     if data_root is None:
-        return wav
+        if _DATA_ROOT.search(wav):
+            return wav
+        return os.path.join(os.path.dirname(os.path.abspath(manifest)), wav)
     root = os.fspath(data_root)
     # A function as replacement: backslashes of a path are not escapes.
     named, found = _DATA_ROOT.subn(lambda _: root, wav)
     return named if found else os.path.join(root, wav)
 
 
-def _audio_problem(wav: str) -> str | None:
+def _audio_problem(utterance: Utterance) -> str | None:
+    wav = utterance.wav
     placeholder = _DATA_ROOT.search(wav)
     if placeholder:
         return f"wav {wav} needs a value for {placeholder[0]}, but data_root was not given"
@@ -366,7 +541,33 @@ def _audio_problem(wav: str) -> str | None:
     if os.path.getsize(wav) == 0:
         return f"audio file {wav} is empty (0 bytes)"
     try:
-        audio_info(wav)
+        info = audio_info(wav)
     except AudioError as error:
         return str(error)
+    if not _reaches_its_end(wav):
+        return f"audio file {wav} is cut short: its end cannot be decoded"
+    tolerance = max(DURATION_TOLERANCE, DURATION_TOLERANCE_RELATIVE * info.duration)
+    if abs(utterance.duration - info.duration) > tolerance:
+        units = {1000: "milliseconds", info.sample_rate: "samples"}
+        hint = [
+            f" (is it in {unit}?)"
+            for factor, unit in units.items()
+            if math.isclose(utterance.duration / factor, info.duration, rel_tol=0.05)
+        ]
+        return (
+            f"duration {utterance.duration:g} s{''.join(hint[:1])}, but {wav} has "
+            f"{info.duration:.3f} s"
+        )
     return None
+
+
+def _reaches_its_end(wav: str) -> bool:
+    """Whether the last sample of a FLAC is there; WAV and SPHERE headers tell by themselves."""
+    with soundfile.SoundFile(wav) as file:
+        if file.format != "FLAC":
+            return True
+        try:
+            file.seek(-1, soundfile.SEEK_END)
+            return len(file.read(1)) == 1
+        except soundfile.LibsndfileError:
+            return False

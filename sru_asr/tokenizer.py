@@ -1,13 +1,15 @@
-"""Training the sentencepiece tokenizer of a recipe."""
+"""Training the sentencepiece tokenizer of a recipe, and what a tokenizer can spell."""
 
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import sentencepiece
+
+from sru_asr.files import atomically
 
 # One layout for every model: 0 is CTC's blank, the padding and the unknown piece.
 BLANK, BOS, EOS = 0, 1, 2
@@ -53,8 +55,7 @@ def train_tokenizer(
     if not path.exists():
         texts = [" ".join(text.split()) for text in texts]
         if model_type == "char":
-            # Three for blank, beginning and end; the space is the word boundary.
-            found = len(set().union(*texts)) + 3
+            found = vocabulary_size(texts)
             if found != vocab_size:
                 raise ValueError(
                     f"the transcripts need {found} character pieces (blank, beginning, end and "
@@ -85,13 +86,77 @@ def train_tokenizer(
                 f"sentencepiece cannot make {vocab_size} {model_type} pieces (output_neurons) of "
                 f"these transcripts: {error}"
             ) from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
+        with atomically(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     if tokenizer.vocab_size() != vocab_size:
         raise ValueError(
             f"{path} has {tokenizer.vocab_size()} pieces, but output_neurons is {vocab_size}"
         )
     return tokenizer
+
+
+def vocabulary_size(texts: Iterable[str], model_type: str = "char") -> int:
+    """Choose a number of pieces that fits transcripts.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        Transcripts.
+    model_type : {"char", "bpe", "unigram"}
+        Kind of pieces.
+
+    Returns
+    -------
+    int
+        For characters the only number that there is. For other pieces a number that grows with the
+        number of distinct words, up to 1000.
+
+    Examples
+    --------
+    >>> vocabulary_size(["ON", "NO ON"])  # O, N and the space; blank, beginning and end
+    6
+    """
+    words: set[str] = set()
+    characters: set[str] = set()
+    for text in texts:
+        words.update(text.split())
+        characters.update(" ".join(text.split()))
+    size = len(characters) + 3
+    return size if model_type == "char" else max(size, min(1000, size + len(words) // 2))
+
+
+def unspellable(
+    tokenizer: sentencepiece.SentencePieceProcessor, texts: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Find the characters that a tokenizer has no piece for.
+
+    Its unknown piece is CTC's blank as well: such a target would be learnt as silence.
+
+    Parameters
+    ----------
+    tokenizer : sentencepiece.SentencePieceProcessor
+        As `train_tokenizer` makes it.
+    texts : mapping of str to str
+        Transcripts by the utterance's name.
+
+    Returns
+    -------
+    dict of str to list of str
+        For each such character, the most frequent first, the utterance of each occurrence.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> tokenizer = train_tokenizer(f"{tempfile.mkdtemp()}/char.model", ["ON", "NO ON"], 6)
+    >>> unspellable(tokenizer, {"u1": "NÉON", "u2": "ON", "u3": "É ?"})
+    {'É': ['u1', 'u3'], '?': ['u3']}
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, text in texts.items():
+        if BLANK in tokenizer.encode(text):
+            for piece in tokenizer.encode_as_pieces(text):
+                # Neighbouring unknown characters are one piece; "▁" is the space.
+                for character in piece if tokenizer.piece_to_id(piece) == BLANK else "":
+                    found[character.replace("▁", " ")].append(name)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sru_asr.audio import AudioError, audio_info, read_audio
+from sru_asr.decode.joint import JointBeamSearcher
+from sru_asr.export import INTERFACES
 from sru_asr.padding import steps_of
 from sru_asr.transcripts import enumerate_some
 
 Audio = str | os.PathLike[str] | Tensor
 
-INTERFACES = ("EncoderASR", "EncoderDecoderASR")
 # What a folder is searched for, in any case. A file given by name may be called anything.
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph", ".nist"),
@@ -107,7 +108,7 @@ class Transcriber:
             )
         self.batch_seconds = batch_seconds
         self.device = _checked_device(device)
-        self.model = _load(Path(model_dir), self.device)
+        self.model = load_model(Path(model_dir), self.device)
         self.sample_rate = int(self.model.hparams.sample_rate)
 
     def transcribe(self, audio: Iterable[Audio]) -> list[Transcript]:
@@ -197,6 +198,8 @@ class Transcriber:
         frames, lengths = self.model.mods.encoder.encode(
             wavs, (samples / wavs.shape[1]).to(self.device)
         )
+        if isinstance(getattr(self.model.mods, "decoder", None), JointBeamSearcher):
+            return [str(text) for text in self.model.transcribe_batch(frames, lengths)[0]]
         steps = steps_of(lengths, *frames.shape[:2])
         assert steps is not None
         # One by one: SpeechBrain's searchers derive their limits from the padded length.
@@ -363,8 +366,26 @@ def _checked_device(name: str) -> str:
     return f"cuda:{index}"  # SpeechBrain warns about "cuda" alone
 
 
-def _load(folder: Path, device: str) -> Any:
-    """Load a model folder with the interface that its YAML names."""
+def load_model(folder: Path, device: str) -> Any:
+    """Load a model folder with the interface that its YAML names.
+
+    Parameters
+    ----------
+    folder : Path
+        As training leaves it: ``results/.../model``.
+    device : str
+        "cpu", "cuda" or "cuda:N".
+
+    Returns
+    -------
+    EncoderASR or EncoderDecoderASR
+        SpeechBrain's, whose ``transcribe_batch`` takes encoded frames in place of waveforms.
+
+    Raises
+    ------
+    TranscriptionError
+        When the folder is incomplete or cannot be loaded.
+    """
     interface = _checked_folder(folder)
     # Here and not above, so that what is wrong with the folder shows without the wait.
     from speechbrain.inference import ASR

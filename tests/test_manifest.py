@@ -1,6 +1,7 @@
 """Manifests: what is written is read back, and whatever is wrong is named, all at once."""
 
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -14,20 +15,23 @@ from sru_asr.manifest import (
     ManifestError,
     Utterance,
     check_manifest,
+    compare_splits,
+    hold_out,
     read_manifest,
     write_manifest,
 )
+from sru_asr.text import Normalization
 
 HEADER = "ID,duration,wav,spk_id,wrd\n"
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A data root with two recordings."""
+    """A data root with two recordings of a second."""
     root = tmp_path / "data root"
     root.mkdir()
     for name in ("a.wav", "b.wav"):
-        soundfile.write(root / name, np.zeros(1600), 16000)
+        soundfile.write(root / name, np.zeros(1600), 1600)
     return root
 
 
@@ -48,7 +52,7 @@ def test_what_is_written_is_read_back_in_order(tmp_path):
     utterances = [
         Utterance("z", 1.25, "{data_root}/z.wav", "anna", "SAY, PLEASE"),
         Utterance("a", 0.1, "/abs/a.flac", "", 'A "QUOTED" WORD'),
-        Utterance("ü", 3.0, "ü.wav", "bob", "ÜBER"),
+        Utterance("ü", 3.0, "/abs/ü.wav", "bob", "ÜBER"),
     ]
     path = tmp_path / "new folder" / "m.csv"
     write_manifest(path, utterances)
@@ -94,6 +98,14 @@ def test_a_relative_data_root_is_put_in_once(tmp_path, monkeypatch, corpus):
     assert utterance.wav == f"{corpus.name}/a.wav"
 
 
+def test_without_a_data_root_paths_start_at_the_manifest(tmp_path, monkeypatch, corpus):
+    path = write(corpus, HEADER + "u,1.0,a.wav,s,A\nv,1.0,../data root/b.wav,s,B\n")
+    monkeypatch.chdir(tmp_path)
+    utterances = check_manifest(path.relative_to(tmp_path))
+    assert utterances[0].wav == f"{corpus}/a.wav"
+    assert os.path.samefile(utterances[1].wav, corpus / "b.wav")
+
+
 def test_data_root_leaves_absolute_paths_alone(tmp_path, corpus):
     path = write(tmp_path, f"{HEADER}u,1.0,{corpus}/a.wav,s,A\n")
     (utterance,) = check_manifest(path, data_root="/elsewhere")
@@ -117,13 +129,13 @@ def test_csv_details_that_people_write(tmp_path, corpus):
 
 def test_json(tmp_path, corpus):
     table = {
-        "u1": {"duration": 1.5, "wav": "{data_root}/a.wav", "wrd": "A", "spk_id": "s", "words": 1},
-        "u2": {"duration": "2", "wav": "{data_root}/b.wav", "wrd": "B"},
+        "u1": {"duration": 1.05, "wav": "{data_root}/a.wav", "wrd": "A", "spk_id": "s", "words": 1},
+        "u2": {"duration": "1", "wav": "{data_root}/b.wav", "wrd": "B"},
     }
     path = write(tmp_path, json.dumps(table), "m.json")
     assert check_manifest(path, corpus) == [
-        Utterance("u1", 1.5, f"{corpus}/a.wav", "s", "A"),
-        Utterance("u2", 2.0, f"{corpus}/b.wav", "", "B"),
+        Utterance("u1", 1.05, f"{corpus}/a.wav", "s", "A"),
+        Utterance("u2", 1.0, f"{corpus}/b.wav", "", "B"),
     ]
 
 
@@ -143,6 +155,132 @@ def test_a_damaged_recording_is_named(tmp_path, corpus):
     assert "line 2 (ID 'u')" in problem
     assert "a.wav" in problem
     assert "truncated" in problem
+
+
+def test_a_flac_that_is_cut_short_or_damaged_at_its_end_is_named(tmp_path, corpus):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+    for name in ("whole", "cut"):
+        soundfile.write(corpus / f"{name}.flac", noise, 16000)
+    content = (corpus / "cut.flac").read_bytes()
+    (corpus / "cut.flac").write_bytes(content[: len(content) // 2])
+    rows = "".join(f"{name},1.0,{name}.flac,s,A\n" for name in ("whole", "cut"))
+    (problem,) = problems_of(write(tmp_path, HEADER + rows), data_root=corpus)
+    assert problem == (
+        f"line 3 (ID 'cut'): audio file {corpus}/cut.flac is cut short: its end cannot be decoded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("duration", "found"),
+    [
+        ("1.09", None),
+        ("0.91", None),
+        ("1.2", "duration 1.2 s, but {} has 1.000 s"),
+        ("0.5", "duration 0.5 s, but {} has 1.000 s"),
+        ("1004", "duration 1004 s (is it in milliseconds?), but {} has 1.000 s"),
+        ("1600", "duration 1600 s (is it in samples?), but {} has 1.000 s"),
+    ],
+)
+def test_durations_that_disagree_with_the_audio(tmp_path, corpus, duration, found):
+    path = write(tmp_path, f"{HEADER}u,{duration},a.wav,s,A\n")
+    if found is None:
+        assert len(check_manifest(path, corpus)) == 1
+    else:
+        assert problems_of(path, data_root=corpus) == [
+            f"line 2 (ID 'u'): {found.format(corpus / 'a.wav')}"
+        ]
+
+
+def test_the_tolerance_of_a_long_recording_is_relative(tmp_path, corpus):
+    soundfile.write(corpus / "long.wav", np.zeros(16000), 1600)
+    assert check_manifest(write(tmp_path, HEADER + "u,10.4,long.wav,s,A\n"), corpus)
+    problems_of(write(tmp_path, HEADER + "u,10.6,long.wav,s,A\n"), data_root=corpus)
+
+
+def test_normalized_transcripts_and_what_is_empty_after_it(tmp_path, corpus):
+    path = write(tmp_path, HEADER + 'u,1.0,a.wav,s,"Yes, A"\nv,1.0,b.wav,s,"?!"\nw,1.0,b.wav,s,\n')
+    basic = Normalization.preset("basic")
+    assert problems_of(path, data_root=corpus, normalize=basic) == [
+        "line 3 (ID 'v'): nothing is left of wrd '?!'",
+        "line 4 (ID 'w'): empty wrd",
+    ]
+    path = write(tmp_path, HEADER + 'u,1.0,a.wav,s,"Yes, A"\n')
+    for read in (read_manifest, check_manifest):
+        assert read(path, corpus, normalize=basic)[0].wrd == "yes a"
+
+
+def test_further_checks_join_the_report(tmp_path, corpus):
+    path = write(tmp_path, HEADER + "u,1.0,a.wav,s,A\nv,1.0,gone.wav,s,B\nw,1.0,b.wav,s,\n")
+    problems = problems_of(
+        path, data_root=corpus, check=lambda rows: [f"odd: {u.ID}" for u in rows]
+    )
+    assert [problem.split(":")[-1].strip() for problem in problems][-2:] == ["u", "v"]
+    assert len(problems) == 4
+
+
+def rows_of(speakers, seconds=2.0):
+    return [Utterance(f"u{i}", seconds, f"{i}.wav", s, "A") for i, s in enumerate(speakers)]
+
+
+class TestHoldOut:
+    def test_whole_speakers_in_the_order_of_the_manifest(self, caplog):
+        caplog.set_level(logging.INFO)
+        rows = rows_of([f"s{i % 25}" for i in range(200)])
+        train, valid = hold_out(rows)
+        assert not {u.spk_id for u in train} & {u.spk_id for u in valid}
+        assert sorted(train + valid, key=rows.index) == rows
+        assert train == sorted(train, key=rows.index)
+        assert 20 <= len(valid) <= 24
+        assert "the speakers s" in caplog.text
+
+    def test_the_order_of_the_rows_does_not_matter(self):
+        rows = rows_of([f"s{i % 25}" for i in range(200)])
+        assert {u.ID for u in hold_out(rows)[1]} == {u.ID for u in hold_out(rows[::-1])[1]}
+
+    def test_by_utterance_where_a_speaker_is_unknown(self, caplog):
+        caplog.set_level(logging.INFO)
+        train, valid = hold_out(rows_of([*["s"] * 99, ""]))
+        assert (len(train), len(valid)) == (90, 10)
+        assert "single utterances of no matter which speakers: spk_id is not given" in caplog.text
+
+    @pytest.mark.parametrize("speakers", [["one"] * 40, ["one"] * 20 + ["two"] * 20])
+    def test_by_utterance_where_a_speaker_would_be_too_much(self, speakers, caplog):
+        caplog.set_level(logging.INFO)
+        assert len(hold_out(rows_of(speakers))[1]) == 4
+        assert "too few" in caplog.text
+
+    def test_a_talkative_speaker_stays_in_training(self):
+        for name in ("a", "b", "c", "d"):
+            rows = rows_of([name] * 300 + [f"s{i}" for i in range(100)])
+            _, valid = hold_out(rows)
+            assert name not in {u.spk_id for u in valid}
+            assert 40 <= len(valid) <= 80
+
+    def test_no_more_than_half_an_hour(self):
+        assert len(hold_out(rows_of([""] * 100, 3600.0))[1]) == 1
+        assert len(hold_out(rows_of([""] * 10_000, 10.0))[1]) == 180
+
+    @pytest.mark.parametrize("speakers", [["", ""], ["a", "b"], ["a", "a"]])
+    def test_neither_part_is_empty(self, speakers):
+        train, valid = hold_out(rows_of(speakers))
+        assert (len(train), len(valid)) == (1, 1)
+
+    @pytest.mark.parametrize("count", [0, 1])
+    def test_too_few_to_divide(self, count):
+        with pytest.raises(ValueError, match=f"found {count} utterances"):
+            hold_out(rows_of(["a"] * count))
+
+
+def test_what_splits_share_and_unusual_durations():
+    train = [Utterance("a", 0.1, "/a.wav", "s", "A"), Utterance("b", 90.0, "/b.wav", "", "A")]
+    test = [Utterance("a", 1.0, "/c.wav", "t", "A"), Utterance("d", 1.0, "/b.wav", "", "A")]
+    assert compare_splits({"train": train, "test": test}) == [
+        "train: 1 recordings shorter than 0.2 s: a",
+        "train: 1 recordings longer than 60 s, which take much memory: b",
+        "train and test share 1 recordings: /b.wav",
+        "train and test share 1 IDs: a",
+    ]
+    assert compare_splits({"train": rows_of("ab"), "valid": []}) == []
 
 
 def test_all_problems_are_reported_at_once(tmp_path, corpus):

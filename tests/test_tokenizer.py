@@ -2,7 +2,7 @@
 
 import pytest
 
-from sru_asr.tokenizer import BLANK, BOS, EOS, train_tokenizer
+from sru_asr.tokenizer import BLANK, BOS, EOS, train_tokenizer, unspellable, vocabulary_size
 
 TEXTS = ["THE CAT SAT ON THE MAT", "A DOG ATE IT", "NO", "DON'T", "  TWO   SPACES "] * 20
 CHARACTERS = len(set("".join(TEXTS))) + 3
@@ -77,3 +77,41 @@ def test_an_existing_model_is_loaded(tmp_path):
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match=f"{CHARACTERS} pieces, but output_neurons is 99"):
         train_tokenizer(path, TEXTS, 99)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, ["ONE", "TWO"], ["A"], ["É  Ü", "ß"]])
+def test_the_vocabulary_size_of_characters_is_the_one_that_fits(tmp_path, texts):
+    train_tokenizer(tmp_path / "model", texts, vocabulary_size(texts))
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("texts", [TEXTS, ["ONE TWO THREE"] * 5])
+def test_the_vocabulary_size_of_other_pieces_can_be_made(tmp_path, texts, model_type):
+    size = vocabulary_size(texts, model_type)
+    assert vocabulary_size(texts) < size <= 1000
+    train_tokenizer(tmp_path / "model", texts, size, model_type)
+
+
+def test_the_vocabulary_does_not_grow_for_ever():
+    texts = (f"word{i} A" for i in range(10_000))
+    assert vocabulary_size(texts, "bpe") == 1000
+    many = "".join(chr(0x4E00 + i) for i in range(3000))
+    assert vocabulary_size([many], "bpe") == vocabulary_size([many]) == 3003
+
+
+@pytest.mark.parametrize(("model_type", "size"), [("char", CHARACTERS), ("bpe", 30)])
+def test_characters_that_cannot_be_spelled(tmp_path, model_type, size):
+    tokenizer = train_tokenizer(tmp_path / "model", TEXTS, size, model_type)
+    texts = {"a": "THE CAT?", "b": "É ÉTÉ !", "c": "DOG", "d": " TWO  SPACES ", "e": "7?"}
+    assert unspellable(tokenizer, texts) == {
+        "É": ["b", "b", "b"],
+        "?": ["a", "e"],
+        "!": ["b"],
+        "7": ["e"],
+    }
+    assert unspellable(tokenizer, {}) == {}
+
+
+def test_the_space_can_be_unknown(tmp_path):
+    tokenizer = train_tokenizer(tmp_path / "model", ["ONE", "TWO"], 8)
+    assert unspellable(tokenizer, {"a": "ONE TWO"}) == {" ": ["a"]}

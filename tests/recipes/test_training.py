@@ -10,13 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sentencepiece
+import soundfile
 import torch
 from recipe_runs import ENVIRONMENT, ROOT, SMALL_COMMANDS, recipe, run
 
+from sru_asr import ConvSubsampling, training
+from sru_asr.manifest import Utterance, read_manifest, write_manifest
 from sru_asr.plot import read_train_log
+from sru_asr.tokenizer import train_tokenizer
 
 AN4 = ROOT.parent / "shared/data/an4"
 
@@ -192,20 +199,217 @@ def test_unknown_option_in_the_yaml_is_named(tmp_path: Path) -> None:
     )
 
 
+class TestSameRun:
+    """What a folder remembers of the run it holds."""
+
+    @pytest.fixture
+    def save(self, tmp_path: Path) -> Path:
+        training.check_same_run(self.settings(tmp_path), tmp_path / "settings.json", "an4/a.yaml")
+        return tmp_path
+
+    @staticmethod
+    def settings(folder: Path, **others: object) -> dict[str, object]:
+        return {
+            "output_folder": str(folder),
+            "seed": 1,
+            "sizes": [1, 2],
+            "model": object(),
+            "augment": [object()],
+        } | others
+
+    def check(self, save: Path, experiment: str = "an4/a.yaml", **others: object) -> None:
+        training.check_same_run(self.settings(save, **others), save / "settings.json", experiment)
+
+    def test_another_experiment_is_refused_even_before_a_checkpoint(self, save: Path) -> None:
+        before = (save / "settings.json").read_bytes()
+        with pytest.raises(ValueError, match=r"holds a run with an4/a.yaml \(now manifest/a.yaml"):
+            self.check(save, "manifest/a.yaml")
+        assert (save / "settings.json").read_bytes() == before
+
+    def test_settings_may_change_until_there_is_a_checkpoint(self, save: Path) -> None:
+        self.check(save, seed=2)
+        (save / "CKPT+1").mkdir()
+        self.check(save, seed=2, number_of_epochs=9, train_csv="elsewhere")
+        with pytest.raises(ValueError, match=r"sizes \[1, 2\] \(now \[1, 3\]\)"):
+            self.check(save, seed=2, sizes=[1, 3])
+
+    def test_runs_of_earlier_versions_go_on(self, save: Path) -> None:
+        content = json.loads((save / "settings.json").read_text())
+        del content["experiment"]
+        (save / "settings.json").write_text(json.dumps(content))
+        (save / "CKPT+1").mkdir()
+        self.check(save)
+
+    def test_a_failed_start_leaves_no_tokenizer_behind(self, save: Path) -> None:
+        for name in ("tokenizer.model", "ngram.arpa"):
+            (save / name).touch()
+        (save / "CKPT+1").mkdir()
+        training.forget_failed_start(save)
+        assert (save / "tokenizer.model").exists()
+        (save / "CKPT+1").rmdir()
+        training.forget_failed_start(save)
+        assert {path.name for path in save.iterdir()} == {"settings.json"}
+
+
+def test_another_experiments_folder_is_left_as_it_is(trained: Path) -> None:
+    settings = {"data_folder": "data", "output_folder": "results/demo", **SMALL_AN4}
+    before = (trained / "results/demo/hyperparams.yaml").read_bytes()
+    done = run(recipe("AN4", "an4/srupp_ctc_attention.yaml", settings), trained)
+    assert done.returncode == 2
+    assert "holds a run with commands/srupp_ctc.yaml (now an4/srupp_ctc_attention" in done.stderr
+    assert (trained / "results/demo/hyperparams.yaml").read_bytes() == before
+
+
+class TestSplits:
+    """Reading all manifests, whichever there are."""
+
+    @pytest.fixture
+    def hparams(self, tmp_path: Path) -> dict[str, object]:
+        soundfile.write(tmp_path / "a.wav", np.zeros(2000), 2000)
+        for split in ("train", "valid", "clean", "other"):
+            rows = [Utterance(f"{split}{i}", 1.0, "a.wav", f"s{i}", "YES") for i in range(30)]
+            write_manifest(tmp_path / f"{split}.csv", rows)
+        return {
+            "train_csv": tmp_path / "train.csv",
+            "valid_csv": tmp_path / "valid.csv",
+            "data_folder": None,
+            "save_folder": str(tmp_path / "save"),
+        }
+
+    def test_test_sets_by_name_in_their_order(self, hparams: dict, tmp_path: Path) -> None:
+        names = {"test-other": tmp_path / "other.csv", "test-clean": tmp_path / "clean.csv"}
+        splits = training.read_splits({**hparams, "test_csv": names}, None)
+        assert list(splits) == ["train", "valid", "test-other", "test-clean"]
+        assert splits["test-clean"][0].ID == "clean0"
+        splits = training.read_splits({**hparams, "test_csv": tmp_path / "clean.csv"}, None)
+        assert list(splits) == ["train", "valid", "test"]
+
+    @pytest.mark.parametrize("name", ["train", "valid", "a/b", ""])
+    def test_names_that_test_sets_cannot_have(self, hparams: dict, name: str) -> None:
+        with pytest.raises(ValueError, match="test_csv: found the name"):
+            training.read_splits({**hparams, "test_csv": {name: "x.csv"}}, None)
+
+    def test_a_corpus_without_its_test_part(
+        self, hparams: dict, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for test_csv in (None, {}, "gone.csv"):
+            splits = training.read_splits({**hparams, "test_csv": test_csv}, None)
+            assert list(splits) == ["train", "valid"]
+        assert caplog.text.count("There is no gone.csv") == 1
+
+    def test_without_validation_a_part_is_held_out(self, hparams: dict, tmp_path: Path) -> None:
+        options = {**hparams, "valid_csv": None, "test_csv": tmp_path / "clean.csv"}
+        splits = training.read_splits(options, None)
+        assert list(splits) == ["train", "valid", "test"]
+        assert [len(rows) for rows in splits.values()] == [27, 3, 30]
+        assert read_manifest(tmp_path / "save/valid.csv") == splits["valid"]
+        assert training.read_splits(options, None) == splits
+
+    def test_all_manifests_are_reported_at_once(self, hparams: dict, tmp_path: Path) -> None:
+        (tmp_path / "train.csv").write_text("ID,duration,wav,wrd\nu,1,gone.wav,A\nv,2,a.wav,\n")
+        (tmp_path / "valid.csv").unlink()
+        (tmp_path / "clean.csv").write_text("ID,duration\n")
+        with pytest.raises(ValueError) as caught:
+            training.read_splits({**hparams, "test_csv": tmp_path / "clean.csv"}, None)
+        for found in ("train.csv: 2 problems", "gone.wav", "empty wrd", "valid.csv: does", "clean"):
+            assert found in str(caught.value)
+
+
+class Alignable:
+    """Frames of 10 ms, a quarter of them after subsampling."""
+
+    hop_length = 160
+    subsampling = ConvSubsampling(80)
+
+
+def test_utterances_too_short_for_their_transcripts_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = train_tokenizer(tmp_path / "model", ["AB"], 5)
+    hparams = {
+        "model": types.SimpleNamespace(encoder=Alignable()),
+        "tokenizer": tokenizer,
+        "sample_rate": 16000,
+    }
+    # 0.36 s are 37 frames, 10 after subsampling; 0.35 s one less, the edge.
+    rows = [
+        Utterance("fits", 0.36, "", "", "AB" * 5),
+        Utterance("long", 0.36, "", "", "AB" * 5 + "A"),
+        Utterance("repeats", 0.36, "", "", "AABABABAB"),
+        Utterance("repeat", 0.36, "", "", "AABABABABA"),
+        Utterance("short", 0.35, "", "", "AB" * 5),
+    ]
+    kept = training.alignable(hparams, rows)
+    assert [row.ID for row in kept] == ["fits", "repeats"]
+    assert "Left out: 3 of 5 training utterances are too short" in caplog.text
+    assert "long (10 frames for 11 tokens), repeat (10 frames for 11 tokens), short (9" in (
+        caplog.text
+    )
+    caplog.clear()
+    assert training.alignable(hparams, kept) == kept
+    assert not caplog.text
+    with pytest.raises(ValueError, match="1 of 1 training utterances are too short"):
+        training.alignable(hparams, rows[1:2])
+
+
+def test_characters_that_training_hardly_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = {
+        "train": [Utterance(f"t{i}", 1.0, "", "", "A BAD") for i in range(5)]
+        + [Utterance("x", 1.0, "", "", "É")],
+        "valid": [Utterance("v", 1.0, "", "", "A ?")],
+        "test": [Utterance("w", 1.0, "", "", "BAD")],
+    }
+    hparams = {
+        "output_neurons": 8,
+        "token_type": "char",
+        "tokenizer": sentencepiece.SentencePieceProcessor(),
+    }
+    training.load_tokenizer(hparams, tmp_path / "tokenizer.model", splits)
+    assert "Rare characters in the training transcripts, hardly to be learnt: 'É' (1 times)" in (
+        caplog.text
+    )
+    assert re.search(r"valid: the tokenizer .* cannot spell 1 characters: '\?' \(1", caplog.text)
+    assert "test: " not in caplog.text
+    splits["train"].append(Utterance("new", 1.0, "", "", "Z"))
+    with pytest.raises(ValueError, match=r"cannot spell 1 characters: 'Z' \(1 times, in new\)"):
+        training.load_tokenizer(hparams, tmp_path / "tokenizer.model", splits)
+
+
+def test_a_mistake_in_the_inference_section_shows_before_training(tmp_path: Path) -> None:
+    text = (ROOT / "hparams/commands/srupp_ctc.yaml").read_text()
+    # A copy, whose weights would not be stored.
+    wrong = text.replace(
+        "            ctc_output: !ref <ctc_output>", "            ctc_output: !copy <ctc_output>"
+    )
+    assert wrong != text
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    done = run(recipe("Commands", tmp_path / "wrong.yaml", {}), tmp_path)
+    assert done.returncode == 2
+    assert "modules.encoder has weights (ctc_output.w.weight, ctc_output.w.bias)" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_ngram_of_the_training_transcripts(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "ngram.arpa"
+    training.estimate_ngram(["GO NORTH", "GO SOUTH"], 2, str(path))
+    assert "ngram 2=" in path.read_text()
+    before = path.stat().st_mtime_ns
+    training.estimate_ngram(["STOP"], 2, str(path))
+    assert path.stat().st_mtime_ns == before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not AN4.is_dir(), reason="needs the AN4 corpus")
 @pytest.mark.parametrize("options", [(), ("--precision=bf16",)])
 def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[str, ...]) -> None:
-    arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4}
-    # An untrained decoder never ends a hypothesis by itself.
-    text = (ROOT / "hparams/an4/srupp_ctc_attention.yaml").read_text()
-    short = tmp_path / "short.yaml"
-    short.write_text(text.replace("max_decode_ratio: 1.0", "max_decode_ratio: 0.05"))
-    done = run(recipe("AN4", short, arguments, *options), tmp_path)
+    arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4, "beam_size": 2}
+    done = run(recipe("AN4", "an4/srupp_ctc_attention.yaml", arguments, *options), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     score = json.loads((tmp_path / "results/score_valid.json").read_text())
     assert score["utterances"] == 103
-    assert score["decoder"] == "joint CTC/attention beam"
+    assert score["decoder"] == "JointBeamSearcher"
     assert (tmp_path / "results/model/hyperparams.yaml").is_file()
 
 
