@@ -193,7 +193,7 @@ def machine(device: str) -> dict[str, Any]:
     return described
 
 
-def _build() -> dict[str, Any]:
+def build() -> dict[str, Any]:
     """`sru_asr.build_info` without its advice, which names folders of this machine."""
     info = sru_asr.build_info()
     for part in ("cpu", "cuda"):
@@ -237,7 +237,7 @@ def report(
         "benchmark": name,
         "device": args.device,
         "machine": host,
-        "build": _build(),
+        "build": build(),
         "tf32": args.tf32,
         "panels": [
             {
@@ -328,4 +328,4 @@ def bars(panels: list[Panel]) -> Figure:
 
 
 def _is_ours(case: str) -> bool:
-    return case.startswith(("SRU", "sru_recurrence"))
+    return case.lower().startswith("sru") or case == "JointBeamSearcher"

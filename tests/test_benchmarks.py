@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Running SRU on CPU")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -31,6 +32,7 @@ def run(monkeypatch, tmp_path):
         ("scaling", set()),
         ("memory", {"SRU"}),
         ("sweep", {"SRU", "nn.LSTM", "nn.GRU", "nn.Conv1d k=3"} | PRODUCTS),
+        ("beam_search", {"JointBeamSearcher", "S2STransformerBeamSearcher"}),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -95,3 +97,170 @@ def test_summary_divides_medians_and_names_what_is_missing(run, tmp_path, capsys
 
     run("summary", "--device", "cuda")
     assert "not measured" in capsys.readouterr().out
+
+
+HPARAMS = Path(__file__).resolve().parents[1] / "hparams" / "an4"
+SRUPP, PEER = HPARAMS / "srupp_ctc_attention.yaml", HPARAMS / "conformer_ctc_attention.yaml"
+TINY = {
+    "channels": "[4, 4]",
+    "d_model": "16",
+    "encoder_size": "24",
+    "projection_size": "8",
+    "num_decoder_layers": "1",
+    "max_batch_seconds": "4",
+    "num_buckets": "6",
+}
+
+
+@pytest.fixture
+def training(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("training")
+
+
+@pytest.fixture
+def load(training, tmp_path):
+    """Load a tiny model to train on noise or on a corpus; gives it and the arguments."""
+
+    def make(path, utterances=None):
+        args, _ = training._parse([str(path), "--quick"])
+        found = training.recipes([str(SRUPP), str(PEER)], TINY, None)
+        (recipe,) = (recipe for recipe in found if recipe.path == str(path))
+        torch.manual_seed(0)
+        return training.Training(recipe, tmp_path, utterances or training.noise(0.3, 0.6), args)
+
+    return make
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_training_compares_recipes_on_the_same_batches(device, run, tmp_path, capsys):
+    yamls = [str(HPARAMS / name) for name in ("sru_lm.yaml", SRUPP.name, PEER.name)]
+    overrides = [f"--{key}={value}" for key, value in TINY.items()]
+    run("training", *yamls, "--quick", "--device", device, *overrides)
+
+    stem = tmp_path / f"training_0_3-0_6s_{device}"
+    record = json.loads(stem.with_suffix(".json").read_text())
+    panels = {panel["title"]: panel for panel in record["panels"]}
+    for panel in panels.values():
+        assert list(panel["cases"]) == [PEER.stem, SRUPP.stem]  # what is compared with comes first
+        assert all(case["min"] > 0 for case in panel["cases"].values())
+    for kind in ("training", "encoder"):
+        seconds = [case["samples"] for case in panels[f"{kind} step"]["cases"].values()]
+        quotients = panels[f"{kind} step, times as fast"]["cases"][SRUPP.stem]
+        expected = [theirs / ours for theirs, ours in zip(*seconds, strict=True)]
+        assert quotients["samples"] == pytest.approx(expected) and len(expected) == 2
+    described = panels["training step"]["settings"]
+    assert len(described["utterances"]) == len(described["seconds"]) == 2
+    total = sum(panels["training step"]["cases"][SRUPP.stem]["samples"])
+    throughput = panels["throughput of training"]["cases"][SRUPP.stem]["median"]
+    assert throughput == pytest.approx(sum(described["utterances"]) / total)
+    memory = [panels[f"peak memory of {what}"]["cases"][SRUPP.stem] for what in TRAINING_MEMORY]
+    assert memory[0]["median"] > 4 * 4 * described["parameters"][SRUPP.stem]  # with Adam's states
+    assert memory[0]["median"] > memory[1]["median"]
+
+    printed = capsys.readouterr().out
+    assert "left out" in printed and "sru_lm.yaml" in printed
+    rows = stem.with_suffix(".md").read_text()
+    assert rows in printed
+    caption, _, heads, _, *cells = [row.split(" | ") for row in rows.splitlines()]
+    assert "0_3-0_6s, 2 steps of" in caption[0]
+    assert [row[0] for row in cells] == [f"| {PEER.stem}", f"| {SRUPP.stem}"]
+    assert {len(row) for row in cells} == {len(heads)}
+
+
+TRAINING_MEMORY = ("training", "an encoder step")
+
+
+def test_encoder_steps_leave_the_training_as_it_is(training, load):
+    timed, plain = load(SRUPP), load(SRUPP)
+    batches = timed.batches(3)
+    steps, encoder_steps = training.measure({"timed": timed}, batches, "cpu")
+    assert len(steps["timed"]) == len(encoder_steps["timed"]) == 2
+    for number, indices in enumerate(batches):
+        batch = plain.batch(indices)
+        torch.manual_seed(number)
+        plain.step(batch)
+    before = load(SRUPP).model.state_dict()
+    states = [t.model.state_dict() for t in (timed, plain)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in before)
+    assert any(not torch.equal(states[0][name], before[name]) for name in before)
+
+
+def test_encoder_step_gives_gradients_to_the_encoder_alone(load):
+    peer = load(PEER)
+    indices = peer.batches(1)[0]
+    peer.encoder_step(peer.batch(indices))()
+    core = peer.model.encoder.encoder
+    assert all(p.grad is not None for p in core.encoder.parameters())
+    assert all(p.grad is None for p in core.decoder.parameters())
+    assert all(p.grad is None for p in peer.model.ctc_output.parameters())
+
+
+def test_models_train_on_the_same_noise(load):
+    trainings = [load(path) for path in (SRUPP, PEER)]
+    indices = trainings[0].batches(1)[0]
+    assert len(indices) > 1
+    ours, theirs = (training.batch(indices) for training in trainings)
+    assert torch.equal(ours.sig.data, theirs.sig.data) and torch.equal(
+        ours.tokens.data, theirs.tokens.data
+    )
+    assert ours.tokens.data.max() > 2 and (ours.sig.lengths <= 1).all()
+    assert ours.sig.data.std() > 0.05
+
+
+def test_corpus_is_prepared_as_its_recipe_does(training, load, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    lines, corpus = [], tmp_path / "an4"
+    for number, letter in enumerate("ABCDEFGHIJ"):
+        name = f"f{letter.lower()}xx"
+        folder = corpus / "wav" / "an4_clstk" / name
+        folder.mkdir(parents=True)
+        soundfile.write(folder / f"an-{name}.wav", 0.1 * torch.randn(8000 + number).numpy(), 16000)
+        lines.append(f"<s> ABCDEFGHIJKLMNOPQRSTUVWXYZ {letter} </s> (an-{name})\n")
+    (corpus / "etc").mkdir()
+    (corpus / "etc" / "an4_train.transcription").write_text("".join(lines))
+
+    utterances = training.an4(str(corpus), tmp_path / "manifests")
+    assert len(utterances) == 2  # the other eight speakers are held out
+    trained = load(SRUPP, utterances)
+    batch = trained.batch([0, 1])
+    assert batch.sig.data.shape[0] == 2 and batch.sig.data.shape[1] in range(8000, 8010)
+    tokens = batch.tokens.data.tolist()
+    assert [trained.hparams["tokenizer"].decode(ids) for ids in tokens] == [
+        utterance.wrd for utterance in utterances
+    ]
+    trained.step(batch)
+
+    with pytest.raises(training.RecipeError, match="expected the AN4 corpus"):
+        training.an4(str(tmp_path / "nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml: no such file"),
+        ([str(SRUPP), "--hidden_sizes=3"], "no recipe has the option hidden_sizes to override"),
+        ([str(SRUPP), "--against", "lstm"], "--against: found 'lstm', expected one of srupp"),
+        ([str(SRUPP), str(SRUPP)], "has the same name"),
+        ([str(HPARAMS / "sru_lm.yaml")], "found no recogniser's recipe among"),
+        ([str(SRUPP), "--lengths", "5", "2"], "--lengths: found 5 2, expected 0 < LOW <= HIGH"),
+        ([str(SRUPP), "--steps", "0"], "--steps: found 0, expected at least 1"),
+        ([str(SRUPP), "--step"], "unrecognized argument --step"),
+    ],
+)
+def test_training_names_what_is_wrong_with_its_options(run, words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("training", *words)
+    assert message in str(stopped.value) + capsys.readouterr().err
+
+
+def test_peak_memory_is_that_of_the_block(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    peak = importlib.import_module("peak")
+    kept = torch.ones(2**22)
+    with peak.peak_memory("cpu") as memory:
+        del kept
+        torch.ones(2**24)  # 64 MiB, and gone
+        torch.ones(2**20)
+    assert 44 <= memory.added / 2**20 <= 66
+    assert memory.peak - memory.before == memory.added
