@@ -1,0 +1,197 @@
+"""Search a trained model's utterances again, with other searches, language models and weights.
+
+    python recipes/decode.py results/an4_srupp_ctc_attention/1/model data/valid.csv \\
+        --search joint --ctc_weight 0.3 --ctc_weight 0.5 \\
+        --lm results/an4_sru_lm/1/model --lm_weight 0.2 --lm_weight 0.4
+
+Options that are given several times make a grid; every combination is a row of the table. The
+utterances are encoded once. Choose on validation data, then score the test data with that alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sru_asr.audio import read_audio
+from sru_asr.decode import (
+    CTCBeamSearcher,
+    CTCGreedySearcher,
+    JointBeamSearcher,
+    NBestRescorer,
+    WordLookahead,
+)
+from sru_asr.decode.language_model import load as load_language_model
+from sru_asr.decode.scorer import TokenScorer
+from sru_asr.manifest import ManifestError, Utterance, check_manifest
+from sru_asr.model import CTCPosteriors
+from sru_asr.score import WordErrorRate
+from sru_asr.transcribe import TranscriptionError, load_model
+
+
+class Setting(NamedTuple):
+    """One row of the grid."""
+
+    search: str
+    ctc_weight: float
+    lm_weight: float
+    length_bonus: float
+
+
+def encode(
+    model: Any, utterances: list[Utterance], batch_size: int
+) -> Iterator[tuple[list[Utterance], Tensor, Tensor]]:
+    """Encode utterances in batches of like length."""
+    encoder = model.mods.encoder
+    encoder = encoder.encoder if isinstance(encoder, CTCPosteriors) else encoder
+    ordered = sorted(utterances, key=lambda utterance: utterance.duration)
+    for start in tqdm(range(0, len(ordered), batch_size), desc="encoding", delay=3):
+        batch = ordered[start : start + batch_size]
+        signals = [read_audio(utterance.wav, model.hparams.sample_rate) for utterance in batch]
+        samples = torch.tensor([len(signal) for signal in signals])
+        wavs = nn.utils.rnn.pad_sequence(signals, batch_first=True).to(model.device)
+        encoded, lengths = encoder.encode(wavs, (samples / wavs.shape[1]).to(model.device))
+        yield batch, encoded, lengths
+
+
+def make_searcher(
+    model: Any, setting: Setting, beam_size: int, lm: TokenScorer | None, rescore: bool
+) -> nn.Module:
+    """Make the search of a setting from the modules of a model folder."""
+    mods = model.mods
+    ctc_output = mods.ctc_output if hasattr(mods, "ctc_output") else mods.encoder.ctc_output
+    fused = {"lm": lm, "lm_weight": setting.lm_weight} if lm is not None and not rescore else {}
+    if setting.search == "greedy":
+        return CTCGreedySearcher(ctc_output)
+    searcher: nn.Module
+    if setting.search == "ctc":
+        searcher = CTCBeamSearcher(ctc_output, beam_size=beam_size, **fused)
+    elif not isinstance(getattr(mods, "decoder", None), JointBeamSearcher):
+        raise click.BadParameter(f"{setting.search}: this model has no attention decoder")
+    else:
+        searcher = JointBeamSearcher(
+            mods.decoder.transformer,
+            mods.decoder.attention_output,
+            ctc_output,
+            beam_size=beam_size,
+            ctc_weight=setting.ctc_weight,
+            # Sums of log probabilities can be added to a language model's; means cannot.
+            length_normalization=not rescore,
+            **fused,
+        )
+    if lm is None or not rescore:
+        return searcher
+    return NBestRescorer(searcher, lm, setting.lm_weight, setting.length_bonus)
+
+
+def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> TokenScorer:
+    """A word n-gram (.arpa) or the folder of a trained SRU language model."""
+    if path.is_dir():
+        # Pieces of the same number in another order would be scored without an error.
+        return load_language_model(path, tokenizer_file)
+    return WordLookahead(path, tokenizer)
+
+
+@click.command()
+@click.argument("model_folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--data_root", default=None, help="What relative paths of the manifest start from.")
+@click.option(
+    "--search",
+    "searches",
+    multiple=True,
+    default=["joint"],
+    show_default=True,
+    type=click.Choice(["greedy", "ctc", "joint"]),
+)
+@click.option("--beam_size", default=10, show_default=True)
+@click.option("--ctc_weight", "ctc_weights", multiple=True, default=[0.4], show_default=True)
+@click.option(
+    "--lm",
+    "lm_path",
+    default=None,
+    type=click.Path(exists=True, path_type=Path),
+    help="An ARPA file of a word n-gram, or the model folder of an SRU language model.",
+)
+@click.option("--lm_weight", "lm_weights", multiple=True, default=[0.3], show_default=True)
+@click.option("--rescore", is_flag=True, help="Re-rank the N best, instead of shallow fusion.")
+@click.option("--length_bonus", "length_bonuses", multiple=True, default=[0.0], show_default=True)
+@click.option("--batch_size", default=8, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--output",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="With one setting: writes score_NAME.json, wer_NAME.txt and utterances_NAME.csv there.",
+)
+@click.option("--name", default="decoded", show_default=True, help="The NAME of these files.")
+def main(
+    model_folder: Path,
+    manifest: Path,
+    data_root: str | None,
+    searches: tuple[str, ...],
+    beam_size: int,
+    ctc_weights: tuple[float, ...],
+    lm_path: Path | None,
+    lm_weights: tuple[float, ...],
+    rescore: bool,
+    length_bonuses: tuple[float, ...],
+    batch_size: int,
+    device: str,
+    output: Path | None,
+    name: str,
+) -> None:
+    """Score MANIFEST with the model of MODEL_FOLDER under one or many search settings."""
+    grid = []
+    for search in dict.fromkeys(searches):
+        # Weights that a search does not use would only repeat its row.
+        ctc = ctc_weights if search == "joint" else (0.0,)
+        fused = lm_path is not None and search != "greedy"
+        lm = lm_weights if fused else (0.0,)
+        bonus = length_bonuses if fused and rescore else (0.0,)
+        grid += [Setting(search, *weights) for weights in itertools.product(ctc, lm, bonus)]
+    if output is not None and len(grid) > 1:
+        raise click.BadParameter(f"--output needs a single setting, found {len(grid)}")
+    try:
+        model = load_model(model_folder, device)
+        utterances = check_manifest(manifest, data_root)
+    except (TranscriptionError, ManifestError) as error:
+        raise click.ClickException(str(error)) from error
+    tokenizer = model.hparams.tokenizer
+    scorer = None
+    if lm_path is not None:
+        scorer = read_language_model(lm_path, tokenizer, model_folder / "tokenizer.ckpt").eval()
+    with torch.inference_mode():
+        encoded = list(encode(model, utterances, batch_size))
+        click.echo(f"{'search':8}{'CTC':>6}{'LM':>6}{'bonus':>7}{'seconds':>9}  score")
+        for setting in grid:
+            searcher = make_searcher(model, setting, beam_size, scorer, rescore).eval()
+            errors, start = WordErrorRate(), time.perf_counter()
+            for batch, frames, lengths in tqdm(encoded, desc=setting.search, delay=3, leave=False):
+                hypotheses, *_ = searcher(frames, lengths)
+                texts = [tokenizer.decode_ids(list(tokens)) for tokens in hypotheses]
+                errors.append([u.ID for u in batch], texts, [u.wrd for u in batch])
+            seconds = time.perf_counter() - start
+            score = errors.summarize()
+            click.echo(
+                f"{setting.search:8}{setting.ctc_weight:6.2f}{setting.lm_weight:6.2f}"
+                f"{setting.length_bonus:7.2f}{seconds:9.1f}  {score}"
+            )
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        errors.write_stats(output / f"wer_{name}.txt")
+        errors.write_csv(output / f"utterances_{name}.csv")
+        decoder = f"{type(searcher).__name__} {setting._asdict()}, beam {beam_size}, LM {lm_path}"
+        score.to_json(output / f"score_{name}.json", decoder=decoder)
+
+
+if __name__ == "__main__":
+    main()
