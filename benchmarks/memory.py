@@ -2,25 +2,21 @@
 
     python benchmarks/memory.py [--device cuda]
 
-On a GPU it is PyTorch's own count. On a CPU it is the resident memory of a fresh process: the
-kernel's high-water mark, which is reset right before the call, less what was resident then. This
-counts the libraries' own buffers too, which PyTorch's allocator never sees. A shorter call comes
-before, for what is allocated once, whatever the length: threads, compiled kernels, packed blocks.
+Measured as `peak` says; on a CPU in a fresh process. A shorter call comes before, for what is
+allocated once, whatever the length: threads, compiled kernels, packed blocks.
 """
 
 from __future__ import annotations
 
 import ctypes
-import gc
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
 
 import peers
 import torch
 from harness import Panel, parser, report, settings
+from peak import CLEAR_REFS, in_fresh_process, peak_memory
 from peers import PRODUCTS, Shape
 from scaling import LENGTHS
 
@@ -63,40 +59,18 @@ def peak(name: str, shape: Shape, device: str, mode: str, number_of_threads: int
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     peers.call(name, replace(shape, steps=min(shape.steps, WARM_UP_STEPS)), device, mode)()
     call = peers.call(name, shape, device, mode)
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with peak_memory(device) as memory:
         call()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is resident
-    before = _resident("VmRSS")
-    call()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _fresh_peak(*arguments: str | int | Shape) -> int:
-    """`peak` in a new process, started from a server that has imported PyTorch and nothing more."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(peak, *arguments).result()
+    return memory.added
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser("Measure the peak memory of a call.").parse_args(arguments)
     shape, steps = (QUICK, (500, 1000)) if args.quick else (SHAPE, LENGTHS)
-    if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+    if args.device == "cpu" and not CLEAR_REFS.exists():
         print("memory: left out, it needs Linux's /proc")
         return
-    measure = _fresh_peak if args.device == "cpu" else peak
+    measure = partial(in_fresh_process, "cpu", peak) if args.device == "cpu" else peak
     panels = []
     with settings(args):
         for mode, names in CASES.items():

@@ -1,5 +1,7 @@
 """Model folders of tiny untrained models, made the way a training run makes them."""
 
+import re
+
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
@@ -71,7 +73,31 @@ model: !new:sru_asr.model.SpeechRecognizer
     encoder: !ref <encoder>
     ctc_output: !ref <ctc_output>
     attention_output: !ref <attention_output>
-search: !new:speechbrain.decoders.S2STransformerBeamSearcher
+search: !new:sru_asr.decode.JointBeamSearcher
+    transformer: !ref <core>
+    attention_output: !ref <attention_output>
+    ctc_output: !ref <ctc_output>
+    beam_size: 2
+inference:
+    interface: EncoderDecoderASR
+    sample_rate: 16000
+    tokenizer: !ref <tokenizer>
+    modules:
+        encoder: !ref <encoder>
+        decoder: !ref <search>
+        ctc_output: !ref <ctc_output>
+    pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+        loadables:
+            model: !ref <model>
+            tokenizer: !ref <tokenizer>
+"""
+    + FRONT_END
+)
+
+# The same with SpeechBrain's own search in the place of ours.
+SPEECHBRAIN = re.sub(
+    r"search: !new.*?(?=^inference:)",
+    """search: !new:speechbrain.decoders.S2STransformerBeamSearcher
     modules: [!ref <core>, !ref <attention_output>]
     bos_index: 1
     eos_index: 2
@@ -87,20 +113,9 @@ search: !new:speechbrain.decoders.S2STransformerBeamSearcher
                 ctc_fc: !ref <ctc_output>
         weights:
             ctc: 0.4
-inference:
-    interface: EncoderDecoderASR
-    sample_rate: 16000
-    tokenizer: !ref <tokenizer>
-    modules:
-        encoder: !ref <encoder>
-        decoder: !ref <search>
-        ctc_output: !ref <ctc_output>
-    pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-        loadables:
-            model: !ref <model>
-            tokenizer: !ref <tokenizer>
-"""
-    + FRONT_END
+""",
+    JOINT,
+    flags=re.DOTALL | re.MULTILINE,
 )
 
 
@@ -125,6 +140,7 @@ def make_model(experiment, yaml):
 
 
 def make_models(tmp_path_factory):
-    """Export both; a session fixture of the test modules that need them."""
+    """Export all; a session fixture of the test modules that need them."""
     folder = tmp_path_factory.mktemp("models")
-    return {"ctc": make_model(folder / "ctc", CTC), "joint": make_model(folder / "joint", JOINT)}
+    yamls = {"ctc": CTC, "joint": JOINT, "speechbrain": SPEECHBRAIN}
+    return {name: make_model(folder / name, yaml) for name, yaml in yamls.items()}

@@ -61,9 +61,9 @@ def one(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", ["ctc", "joint"])
+@pytest.mark.parametrize("name", ["ctc", "joint", "speechbrain"])
 def test_text_is_speechbrains_alone_and_in_any_batch(name, model_folders, recordings):
-    interface = {"ctc": ASR.EncoderASR, "joint": ASR.EncoderDecoderASR}[name]
+    interface = ASR.EncoderASR if name == "ctc" else ASR.EncoderDecoderASR
     speechbrain = interface.from_hparams(source=str(model_folders[name]))
     expected = [speechbrain.transcribe_file(str(path)) for path in recordings]
     assert len(set(expected)) >= 6  # the model is untrained, but not deaf
@@ -75,7 +75,7 @@ def test_text_is_speechbrains_alone_and_in_any_batch(name, model_folders, record
         assert all(one.error is None for one in found)
 
 
-@pytest.mark.parametrize("name", ["ctc", "joint"])
+@pytest.mark.parametrize("name", ["ctc", "joint", "speechbrain"])
 def test_frames_are_the_same_alone_and_in_a_batch(name, transcribers):
     encoder = transcribers[name].model.mods.encoder
     signals = [torch.from_numpy(sound(length, seed=length)) for length in LENGTHS]
@@ -89,7 +89,7 @@ def test_frames_are_the_same_alone_and_in_a_batch(name, transcribers):
         torch.testing.assert_close(frames[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ctc", "joint"])
+@pytest.mark.parametrize("name", ["ctc", "joint", "speechbrain"])
 def test_every_parameter_goes_to_the_device(name, transcribers):
     # SpeechBrain moves ``modules`` only: a CTC scorer's layer must be among them.
     model = transcribers[name].model
@@ -128,7 +128,7 @@ def test_sample_rates(transcriber, tmp_path, model_folders, rate):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 159, 160, 200, 399, 400, 401])
-@pytest.mark.parametrize("name", ["ctc", "joint"])
+@pytest.mark.parametrize("name", ["ctc", "joint", "speechbrain"])
 def test_very_short_audio(transcribers, name, samples):
     (found,) = transcribers[name].transcribe([torch.from_numpy(sound(samples))])
     assert found.error is None
