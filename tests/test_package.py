@@ -10,7 +10,7 @@ import pytest
 
 import sru_asr
 
-MODULES = ["sru_asr", *(f"sru_asr.{m.name}" for m in pkgutil.iter_modules(sru_asr.__path__))]
+MODULES = ["sru_asr", *(m.name for m in pkgutil.walk_packages(sru_asr.__path__, "sru_asr."))]
 MODULES = [name for name in MODULES if not name.rpartition(".")[2].startswith("_")]
 
 
