@@ -1,0 +1,41 @@
+"""AN4's YAMLs: their models are what the README says, and every parameter learns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from recipe_runs import ROOT
+
+from sru_asr.training import load_hparams
+
+README = (ROOT / "recipes/AN4/README.md").read_text(encoding="utf-8")
+MODELS = ["srupp_ctc_attention", "srupp_ctc", "sru_ctc", "conformer_ctc_attention"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_is_the_readmes_and_learns(name: str, tmp_path: Path) -> None:
+    hparams = load_hparams(
+        str(ROOT / f"hparams/an4/{name}.yaml"),
+        f"data_folder: {tmp_path}\noutput_folder: {tmp_path}",
+        {"download", "num_valid_speakers"},
+    )
+    model = hparams["model"]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    (stated,) = re.findall(rf"^\| `{name}\.yaml` .*\| ([\d.]+) M \|$", README, re.MULTILINE)
+    assert parameters / 1e6 == pytest.approx(float(stated), abs=0.006)
+    assert parameters <= 8e6
+
+    torch.manual_seed(0)
+    lengths = torch.tensor([1.0, 0.7])
+    posteriors = model(torch.randn(2, 8000), lengths, torch.randint(3, 30, (2, 5)))
+    # Not a plain sum: of log posteriors that leaves no gradient in an output layer's bias.
+    scores = [
+        p for p in (posteriors.ctc, posteriors.attention, posteriors.intermediate) if p is not None
+    ]
+    torch.stack([(score * torch.randn_like(score)).sum() for score in scores]).sum().backward()
+    idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # Attention inside the projection begins with its scale at 0.
+    assert all(re.search(r"key_value|pos_bias|linear_pos", n) for n in idle), idle
