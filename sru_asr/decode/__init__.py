@@ -8,6 +8,7 @@ from typing import Any
 _HOMES = {
     "CTCBeamSearcher": "sru_asr.decode.ctc",
     "CTCGreedySearcher": "sru_asr.decode.ctc",
+    "KenlmCTCSearcher": "sru_asr.decode.ctc_kenlm",
     "JointBeamSearcher": "sru_asr.decode.joint",
     "NBestRescorer": "sru_asr.decode.rescore",
     "NGram": "sru_asr.decode.ngram",
