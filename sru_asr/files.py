@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def write_atomically(path: str | os.PathLike[str], content: str) -> None:
 def _replace_folder(path: Path, new: Path) -> None:
     # A folder with content cannot be replaced in one step.
     if not new.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and what was written for it is not")
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     old = path.with_name(f".old.{path.name}")
     _remove(old)
     os.replace(path, old)
