@@ -140,7 +140,7 @@ def trained(folder: Path, speech: Sequence[Path], device: str) -> Iterator[Panel
     from sru_asr.audio import read_audio
     from sru_asr.transcribe import load_model
 
-    model = load_model(folder, torch.device(device))
+    model = load_model(folder, device)
     search = model.mods.decoder
     if not isinstance(search, JointBeamSearcher):
         raise TypeError(f"{folder}: decoder is a {type(search).__name__}, not JointBeamSearcher")
