@@ -18,7 +18,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
 from torchaudio.functional import fftconvolve
 
-from sru_asr.padding import steps_of
+from sru_asr.padding import padding_mask, steps_of
 from sru_asr.tokenizer import BLANK, BOS, EOS
 
 FeatureAugment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -192,6 +192,8 @@ class SpectrogramWarp:
         assert steps is not None
         if frames == 0:
             return feats, lengths
+        # Between two frames both are read, the second even where its weight is only rounding.
+        feats = feats.masked_fill(padding_mask(steps, frames)[:, :, None], 0)
         stretch = self._factors(self.time, batch).to(feats.device)
         warped = (steps * stretch).round().long().clamp(min=1).where(steps > 0, 0)
         longest = int(warped.max().clamp(min=1))
