@@ -8,7 +8,7 @@ run on the training device. Nothing needs a corpus of noise or of rooms: both ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,9 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
 from torchaudio.functional import fftconvolve
 
+from sru_asr.model import FeatureAugment
 from sru_asr.padding import padding_mask, steps_of
 from sru_asr.tokenizer import BLANK, BOS, EOS
-
-FeatureAugment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def uniform(low: float, high: float, *size: int) -> Tensor:
