@@ -187,8 +187,7 @@ def draw(split: str, rng: np.random.Generator) -> Take:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    if not HAS_ESPEAK:
-        pytest.skip("espeakng-loader is not installed")
+    pytest.importorskip("espeakng_loader")
     folder = tmp_path_factory.mktemp("corpus")
     make_corpus("Test", draw, {"train": 6, "valid": 2}, folder, seed=3, workers=1)
     return folder
@@ -213,9 +212,8 @@ def test_phrases_are_joined_with_their_pauses(corpus):
         assert silent.std() < 0.01 * x.std()
 
 
+@needs_espeak
 def test_a_longer_tract_lowers_and_slows_the_voice():
-    if not HAS_ESPEAK:
-        pytest.skip("espeakng-loader is not installed")
     from sru_asr.synthetic.corpus import _say
 
     phrase = Phrase(("NINE",), ("nine",), espeak.Style("en-us+m1"))

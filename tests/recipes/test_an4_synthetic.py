@@ -259,8 +259,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    if not HAS_ESPEAK:
-        pytest.skip("espeakng-loader is not installed")
+    pytest.importorskip("espeakng_loader")
     folder = tmp_path_factory.mktemp("synthetic")
     done = run(folder, "--num_train=40", "--num_valid=4", "--workers=1")
     assert done.returncode == 0, done.stderr

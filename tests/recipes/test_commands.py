@@ -147,8 +147,7 @@ def test_scenes_stay_within_their_ranges():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    if not HAS_ESPEAK:
-        pytest.skip("espeakng-loader is not installed")
+    pytest.importorskip("espeakng_loader")
     folder = tmp_path_factory.mktemp("commands")
     done = prepare(folder, "--workers", "1")
     assert done.returncode == 0, done.stderr
