@@ -73,7 +73,8 @@ def make_searcher(
         return CTCGreedySearcher(ctc_output)
     searcher: nn.Module
     if setting.search == "ctc":
-        searcher = CTCBeamSearcher(ctc_output, beam_size=beam_size, **fused)
+        bonus = 0.0 if rescore else setting.length_bonus  # the rescorer gives its own
+        searcher = CTCBeamSearcher(ctc_output, beam_size=beam_size, token_bonus=bonus, **fused)
     elif not isinstance(getattr(mods, "decoder", None), JointBeamSearcher):
         raise click.BadParameter(f"{setting.search}: this model has no attention decoder")
     else:
@@ -123,7 +124,14 @@ def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> Tok
 )
 @click.option("--lm_weight", "lm_weights", multiple=True, default=[0.3], show_default=True)
 @click.option("--rescore", is_flag=True, help="Re-rank the N best, instead of shallow fusion.")
-@click.option("--length_bonus", "length_bonuses", multiple=True, default=[0.0], show_default=True)
+@click.option(
+    "--length_bonus",
+    "length_bonuses",
+    multiple=True,
+    default=[0.0],
+    show_default=True,
+    help="For each token, in CTC beam search and rescoring with a language model.",
+)
 @click.option("--batch_size", default=8, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
@@ -156,7 +164,7 @@ def main(
         ctc = ctc_weights if search == "joint" else (0.0,)
         fused = lm_path is not None and search != "greedy"
         lm = lm_weights if fused else (0.0,)
-        bonus = length_bonuses if fused and rescore else (0.0,)
+        bonus = length_bonuses if fused and (rescore or search == "ctc") else (0.0,)
         grid += [Setting(search, *weights) for weights in itertools.product(ctc, lm, bonus)]
     if output is not None and len(grid) > 1:
         raise click.BadParameter(f"--output needs a single setting, found {len(grid)}")
