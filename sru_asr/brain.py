@@ -9,8 +9,10 @@ from typing import Any
 import speechbrain as sb
 import torch
 from speechbrain.core import Stage
+from speechbrain.dataio.batch import PaddedData
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from speechbrain.utils.checkpoints import average_checkpoints
+from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.distributed import ddp_all_reduce, if_main_process
 from torch import Tensor
 from torch.distributed import ReduceOp
@@ -33,7 +35,8 @@ class SpeechRecognitionBrain(sb.Brain):
     ``modules`` holds the recogniser as ``model``. Hyperparameters used: ``ctc_weight``,
     ``label_smoothing``, ``lr_annealing``, ``epoch_counter``, ``train_logger``, ``tokenizer``,
     ``num_averaged_checkpoints``, ``seed``; optional ``fea_augment`` (SpecAugment),
-    ``intermediate_ctc_weight``, ``averaged_checkpoints`` ("best", the default, or "last"),
+    ``intermediate_ctc_weight``, ``lexicon`` (a `sru_asr.lexicon.Lexicon`: intermediate CTC learns
+    its phones in place of tokens), ``averaged_checkpoints`` ("best", the default, or "last"),
     ``search`` (a searcher used in tests instead of greedy CTC) and ``searches`` (a mapping of
     names to further ones).
     """
@@ -65,10 +68,12 @@ class SpeechRecognitionBrain(sb.Brain):
     ) -> Tensor:
         """Weigh the CTC and the attention loss; outside training also count word errors."""
         posteriors, hypotheses = predictions
-        loss = self._ctc_loss(posteriors.ctc, posteriors, batch)
+        loss = self._ctc_loss(posteriors.ctc, posteriors.lengths, *batch.tokens)
         if posteriors.intermediate is not None:
             weight = self.hparams.intermediate_ctc_weight
-            intermediate = self._ctc_loss(posteriors.intermediate, posteriors, batch)
+            lexicon = getattr(self.hparams, "lexicon", None)
+            targets = batch.tokens if lexicon is None else self._phones(batch.wrd)
+            intermediate = self._ctc_loss(posteriors.intermediate, posteriors.lengths, *targets)
             loss = (1 - weight) * loss + weight * intermediate
         if posteriors.attention is not None:
             targets, target_lengths = batch.tokens_eos
@@ -86,14 +91,20 @@ class SpeechRecognitionBrain(sb.Brain):
             self.word_errors[name].append(batch.id, texts, batch.wrd)
         return loss
 
+    def _phones(self, texts: list[str]) -> PaddedData:
+        phones = [torch.tensor(self.hparams.lexicon.encode(text)) for text in texts]
+        padded, lengths = batch_pad_right(phones)
+        return PaddedData(padded.to(self.device), lengths.to(self.device))
+
     @staticmethod
-    def _ctc_loss(ctc: Tensor, posteriors: Posteriors, batch: Any) -> Tensor:
-        tokens, token_lengths = batch.tokens
+    def _ctc_loss(
+        log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor
+    ) -> Tensor:
         return sb.nnet.losses.ctc_loss(
-            ctc,
-            tokens,
-            posteriors.lengths,
-            token_lengths,
+            log_probs,
+            targets,
+            lengths,
+            target_lengths,
             blank_index=BLANK,
             reduction="batchmean",  # as the attention loss: both count whole utterances
         )

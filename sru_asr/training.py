@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -36,6 +36,7 @@ from sru_asr.brain import NonFiniteLoss, SpeechRecognitionBrain
 from sru_asr.data import make_dataset
 from sru_asr.export import check_inference, export_model
 from sru_asr.files import atomically, write_atomically
+from sru_asr.lexicon import Lexicon
 from sru_asr.manifest import (
     ManifestError,
     Utterance,
@@ -87,6 +88,7 @@ OPTIONAL = {
     "ctc_weight",
     "label_smoothing",
     "intermediate_ctc_weight",
+    "lexicon",  # a file: intermediate CTC learns the phones of the words
     "speed_perturb",
     "wav_augment",
     "fea_augment",
@@ -167,6 +169,8 @@ def run_recipe(
         if old_tokenizer is not None:
             run_on_main(copy_tokenizer, [old_tokenizer, tokenizer_file])
         load_tokenizer(hparams, tokenizer_file, utterances)
+        if hparams.get("lexicon"):
+            hparams["lexicon"] = read_lexicon(hparams, utterances["train"])
         utterances["train"] = alignable(hparams, utterances["train"])
         if hparams.get("ngram"):
             texts = [utterance.wrd for utterance in utterances["train"]]
@@ -446,11 +450,32 @@ def _list_unspellable(path: Path, utterances: Sequence[Utterance]) -> list[str]:
     return [f"{problem}: {enumerate_some(listed, 12)}"]
 
 
+def read_lexicon(hparams: Mapping[str, Any], utterances: Iterable[Utterance]) -> Lexicon:
+    """Read the lexicon, which has to fit the model and to have every word that is to be learnt.
+
+    Raises
+    ------
+    OSError, ValueError
+        When it cannot be read, or does not fit.
+    """
+    lexicon, output = Lexicon(hparams["lexicon"]), hparams["model"].intermediate_output
+    if output is None:
+        raise ValueError("lexicon: the model's intermediate_output learns its phones; found none")
+    outputs = getattr(output, "w", output).out_features
+    if outputs != lexicon.size:
+        raise ValueError(
+            f"intermediate_output has {outputs} outputs, expected {lexicon.size}: the blank and "
+            f"the {lexicon.size - 1} phones of {lexicon.path}"
+        )
+    lexicon.check(utterance.wrd for utterance in utterances)
+    return lexicon
+
+
 def alignable(hparams: dict[str, Any], utterances: Sequence[Utterance]) -> list[Utterance]:
     """Leave out utterances that are too short for their transcripts, with a warning.
 
-    CTC needs a frame for each token and one more between two that are alike; the loss of less would
-    be infinite.
+    CTC needs a frame for each token (or phone, where there is a lexicon) and one more between two
+    that are alike; the loss of less would be infinite.
 
     Raises
     ------
@@ -460,14 +485,19 @@ def alignable(hparams: dict[str, Any], utterances: Sequence[Utterance]) -> list[
     encoder, tokenizer = hparams["model"].encoder, hparams["tokenizer"]
     samples = torch.tensor([row.duration * hparams["sample_rate"] for row in utterances]).long()
     frames = encoder.subsampling.steps_after(samples // encoder.hop_length + 1).tolist()
+    spellings = {"tokens": tokenizer.encode}
+    if hparams.get("lexicon"):
+        spellings["phones"] = hparams["lexicon"].encode
     kept, short = [], []
     for row, found in zip(utterances, frames, strict=True):
-        tokens = tokenizer.encode(row.wrd)
-        needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
-        if found >= needed:
-            kept.append(row)
+        for kind, spell in spellings.items():
+            tokens = spell(row.wrd)
+            needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
+            if found < needed:
+                short.append(f"{row.ID} ({found} frames for {needed} {kind})")
+                break
         else:
-            short.append(f"{row.ID} ({found} frames for {needed} tokens)")
+            kept.append(row)
     if short:
         message = (
             f"{len(short)} of {len(utterances)} training utterances are too short for their "

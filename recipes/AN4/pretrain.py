@@ -10,6 +10,7 @@ Any of AN4's YAMLs will do; the corpus is made first, where it is not there yet:
 
 from pathlib import Path
 
+from prepare import copy_lexicon
 from synthetic import prepare_synthetic
 
 from sru_asr.manifest import read_manifest, write_manifest
@@ -22,6 +23,7 @@ def prepare(hparams: dict) -> None:
     prepare_synthetic(folder)
     for split in ("train", "valid"):
         write_manifest(hparams[f"{split}_csv"], read_manifest(Path(folder, f"{split}.csv")))
+    copy_lexicon(hparams["save_folder"])
 
 
 if __name__ == "__main__":

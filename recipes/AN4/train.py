@@ -1,12 +1,12 @@
 """Train a recogniser on AN4: ``python recipes/AN4/train.py HPARAMS --data_folder=DIR``."""
 
-from prepare import download_an4, prepare_an4
+from prepare import copy_lexicon, download_an4, prepare_an4
 
 from sru_asr.training import main
 
 
 def prepare(hparams: dict) -> None:
-    """Write the manifests that the YAML names, fetching the corpus only when asked to."""
+    """Write what the YAML names, fetching the corpus only when asked to."""
     if hparams["download"]:
         download_an4(hparams["data_folder"])
     prepare_an4(
@@ -14,6 +14,7 @@ def prepare(hparams: dict) -> None:
         hparams["save_folder"],
         valid_speakers=hparams["num_valid_speakers"],
     )
+    copy_lexicon(hparams["save_folder"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -350,6 +351,32 @@ def test_utterances_too_short_for_their_transcripts_are_left_out(
     assert not caplog.text
     with pytest.raises(ValueError, match="1 of 1 training utterances are too short"):
         training.alignable(hparams, rows[1:2])
+
+
+def test_a_lexicon_has_to_fit_model_transcripts_and_recordings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "lexicon.txt"
+    path.write_text("NO N OW\nTEN T EH N\n", encoding="utf-8")
+    model = types.SimpleNamespace(encoder=Alignable(), intermediate_output=torch.nn.Linear(8, 5))
+    hparams = {"lexicon": path, "model": model, "sample_rate": 16000}
+    rows = [Utterance("short", 0.05, "", "", "NO"), Utterance("shorter", 0.05, "", "", "TEN")]
+
+    lexicon = training.read_lexicon(hparams, rows)
+    rows[1] = dataclasses.replace(rows[1], wrd="TEN TEN")
+    hparams |= {"lexicon": lexicon, "tokenizer": types.SimpleNamespace(encode=lambda _: [3])}
+    assert [row.ID for row in training.alignable(hparams, rows)] == ["short"]
+    assert "shorter (2 frames for 6 phones)" in caplog.text
+
+    rows[1] = dataclasses.replace(rows[1], wrd="NO TWO")
+    with pytest.raises(ValueError, match=r"lexicon\.txt has no pronunciation of 1 words .*: TWO"):
+        training.read_lexicon({**hparams, "lexicon": path}, rows)
+    model.intermediate_output = torch.nn.Linear(8, 7)
+    with pytest.raises(ValueError, match="has 7 outputs, expected 5: the blank and the 4 phones"):
+        training.read_lexicon({**hparams, "lexicon": path}, rows)
+    model.intermediate_output = None
+    with pytest.raises(ValueError, match="intermediate_output learns its phones; found none"):
+        training.read_lexicon({**hparams, "lexicon": path}, rows)
 
 
 def test_characters_that_training_hardly_has(

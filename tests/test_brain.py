@@ -1,0 +1,53 @@
+"""The training loop's losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from speechbrain.core import Stage
+
+from sru_asr.brain import SpeechRecognitionBrain
+from sru_asr.lexicon import Lexicon
+from sru_asr.model import Posteriors
+
+
+def objective(posteriors: Posteriors, batch: Any, **hparams: Any) -> torch.Tensor:
+    brain = SpeechRecognitionBrain(hparams=hparams)
+    return brain.compute_objectives((posteriors, {}), batch, Stage.TRAIN)
+
+
+def test_intermediate_ctc_learns_tokens_or_the_lexicons_phones(tmp_path: Path) -> None:
+    (tmp_path / "lexicon.txt").write_text("NO N OW\nTEN T EH N\n", encoding="utf-8")
+    lexicon = Lexicon(tmp_path / "lexicon.txt")
+    batch = SimpleNamespace(
+        tokens=(torch.tensor([[3, 4, 5], [3, 4, 0]]), torch.tensor([1.0, 2 / 3])),
+        wrd=["NO TEN", "TEN"],
+    )
+    lengths = torch.tensor([1.0, 0.75])
+    ctc, intermediate = torch.randn(2, 12, 7), torch.randn(2, 12, lexicon.size)
+    ctc, intermediate = ctc.log_softmax(-1), intermediate.log_softmax(-1)
+    posteriors = Posteriors(ctc, None, torch.empty(0), lengths, intermediate)
+
+    def expected(log_probs: torch.Tensor, targets: list[list[int]]) -> float:
+        losses = [
+            torch.nn.functional.ctc_loss(
+                row[:steps], torch.tensor(target), [steps], [len(target)], reduction="sum"
+            )
+            for row, steps, target in zip(log_probs, (12, 9), targets, strict=True)
+        ]
+        return sum(loss.item() for loss in losses) / 2
+
+    tokens = [[3, 4, 5], [3, 4]]
+    phones = [lexicon.encode(text) for text in batch.wrd]
+    weights = {"intermediate_ctc_weight": 0.3}
+    assert objective(posteriors, batch, **weights, lexicon=lexicon).item() == pytest.approx(
+        0.7 * expected(ctc, tokens) + 0.3 * expected(intermediate, phones)
+    )
+    same = posteriors._replace(intermediate=ctc.flip(1))
+    assert objective(same, batch, **weights).item() == pytest.approx(
+        0.7 * expected(ctc, tokens) + 0.3 * expected(ctc.flip(1), tokens)
+    )
