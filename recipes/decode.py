@@ -27,6 +27,7 @@ from sru_asr.decode import (
     CTCGreedySearcher,
     JointBeamSearcher,
     NBestRescorer,
+    PhoneRescorer,
     WordLookahead,
 )
 from sru_asr.decode.language_model import load as load_language_model
@@ -43,7 +44,8 @@ class Setting(NamedTuple):
     search: str
     ctc_weight: float
     lm_weight: float
-    length_bonus: float
+    phone_weight: float
+    token_bonus: float
 
 
 def encode(
@@ -68,29 +70,39 @@ def make_searcher(
     """Make the search of a setting from the modules of a model folder."""
     mods = model.mods
     ctc_output = mods.ctc_output if hasattr(mods, "ctc_output") else mods.encoder.ctc_output
-    fused = {"lm": lm, "lm_weight": setting.lm_weight} if lm is not None and not rescore else {}
+    options: dict[str, Any] = {"beam_size": beam_size, "token_bonus": setting.token_bonus}
+    if lm is not None and not rescore:
+        options |= {"lm": lm, "lm_weight": setting.lm_weight}
+    decoder = getattr(mods, "decoder", None)
+    phones = decoder if isinstance(decoder, PhoneRescorer) else None
+    joint = phones.searcher if phones is not None else decoder
+    searcher: nn.Module
     if setting.search == "greedy":
         return CTCGreedySearcher(ctc_output)
-    searcher: nn.Module
     if setting.search == "ctc":
-        bonus = 0.0 if rescore else setting.length_bonus  # the rescorer gives its own
-        searcher = CTCBeamSearcher(ctc_output, beam_size=beam_size, token_bonus=bonus, **fused)
-    elif not isinstance(getattr(mods, "decoder", None), JointBeamSearcher):
+        searcher = CTCBeamSearcher(ctc_output, **options)
+    elif not isinstance(joint, JointBeamSearcher):
         raise click.BadParameter(f"{setting.search}: this model has no attention decoder")
     else:
+        # Sums of log probabilities can be added to; means cannot.
+        summed = rescore or setting.phone_weight or setting.token_bonus
         searcher = JointBeamSearcher(
-            mods.decoder.transformer,
-            mods.decoder.attention_output,
+            joint.transformer,
+            joint.attention_output,
             ctc_output,
-            beam_size=beam_size,
             ctc_weight=setting.ctc_weight,
-            # Sums of log probabilities can be added to a language model's; means cannot.
-            length_normalization=not rescore,
-            **fused,
+            length_normalization=not summed,
+            **options,
         )
-    if lm is None or not rescore:
-        return searcher
-    return NBestRescorer(searcher, lm, setting.lm_weight, setting.length_bonus)
+    if setting.phone_weight:
+        if phones is None:
+            raise click.BadParameter("--phone_weight: this model has no PhoneRescorer")
+        searcher = PhoneRescorer(
+            searcher, phones.phone_output, phones.lexicon, phones.tokenizer, setting.phone_weight
+        )
+    if lm is not None and rescore:
+        searcher = NBestRescorer(searcher, lm, setting.lm_weight)
+    return searcher
 
 
 def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> TokenScorer:
@@ -125,12 +137,20 @@ def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> Tok
 @click.option("--lm_weight", "lm_weights", multiple=True, default=[0.3], show_default=True)
 @click.option("--rescore", is_flag=True, help="Re-rank the N best, instead of shallow fusion.")
 @click.option(
-    "--length_bonus",
-    "length_bonuses",
+    "--phone_weight",
+    "phone_weights",
     multiple=True,
     default=[0.0],
     show_default=True,
-    help="For each token, in CTC beam search and rescoring with a language model.",
+    help="Re-rank the N best by their phones, too.",
+)
+@click.option(
+    "--token_bonus",
+    "token_bonuses",
+    multiple=True,
+    default=[0.0],
+    show_default=True,
+    help="For each token; the joint search then ranks by sums, not by means over tokens.",
 )
 @click.option("--batch_size", default=8, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
@@ -151,7 +171,8 @@ def main(
     lm_path: Path | None,
     lm_weights: tuple[float, ...],
     rescore: bool,
-    length_bonuses: tuple[float, ...],
+    phone_weights: tuple[float, ...],
+    token_bonuses: tuple[float, ...],
     batch_size: int,
     device: str,
     output: Path | None,
@@ -164,8 +185,9 @@ def main(
         ctc = ctc_weights if search == "joint" else (0.0,)
         fused = lm_path is not None and search != "greedy"
         lm = lm_weights if fused else (0.0,)
-        bonus = length_bonuses if fused and (rescore or search == "ctc") else (0.0,)
-        grid += [Setting(search, *weights) for weights in itertools.product(ctc, lm, bonus)]
+        beam = search != "greedy"
+        phones, bonus = (phone_weights, token_bonuses) if beam else ((0.0,), (0.0,))
+        grid += [Setting(search, *weights) for weights in itertools.product(ctc, lm, phones, bonus)]
     if output is not None and len(grid) > 1:
         raise click.BadParameter(f"--output needs a single setting, found {len(grid)}")
     try:
@@ -179,7 +201,7 @@ def main(
         scorer = read_language_model(lm_path, tokenizer, model_folder / "tokenizer.ckpt").eval()
     with torch.inference_mode():
         encoded = list(encode(model, utterances, batch_size))
-        click.echo(f"{'search':8}{'CTC':>6}{'LM':>6}{'bonus':>7}{'seconds':>9}  score")
+        click.echo(f"{'search':8}{'CTC':>6}{'LM':>6}{'phones':>8}{'bonus':>7}{'seconds':>9}  score")
         for setting in grid:
             searcher = make_searcher(model, setting, beam_size, scorer, rescore).eval()
             errors, start = WordErrorRate(), time.perf_counter()
@@ -191,7 +213,7 @@ def main(
             score = errors.summarize()
             click.echo(
                 f"{setting.search:8}{setting.ctc_weight:6.2f}{setting.lm_weight:6.2f}"
-                f"{setting.length_bonus:7.2f}{seconds:9.1f}  {score}"
+                f"{setting.phone_weight:8.2f}{setting.token_bonus:7.2f}{seconds:9.1f}  {score}"
             )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

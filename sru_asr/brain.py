@@ -35,8 +35,9 @@ class SpeechRecognitionBrain(sb.Brain):
     ``modules`` holds the recogniser as ``model``. Hyperparameters used: ``ctc_weight``,
     ``label_smoothing``, ``lr_annealing``, ``epoch_counter``, ``train_logger``, ``tokenizer``,
     ``num_averaged_checkpoints``, ``seed``; optional ``fea_augment`` (SpecAugment),
-    ``intermediate_ctc_weight``, ``lexicon`` (a `sru_asr.lexicon.Lexicon`: intermediate CTC learns
-    its phones in place of tokens), ``averaged_checkpoints`` ("best", the default, or "last"),
+    ``intermediate_ctc_weight``, ``phone_ctc_weight``, ``lexicon`` (a `sru_asr.lexicon.Lexicon`:
+    intermediate CTC learns its phones in place of tokens), ``averaged_checkpoints`` ("best", the
+    default, or "last"),
     ``search`` (a searcher used in tests instead of greedy CTC) and ``searches`` (a mapping of
     names to further ones).
     """
@@ -68,13 +69,16 @@ class SpeechRecognitionBrain(sb.Brain):
     ) -> Tensor:
         """Weigh the CTC and the attention loss; outside training also count word errors."""
         posteriors, hypotheses = predictions
-        loss = self._ctc_loss(posteriors.ctc, posteriors.lengths, *batch.tokens)
-        if posteriors.intermediate is not None:
-            weight = self.hparams.intermediate_ctc_weight
-            lexicon = getattr(self.hparams, "lexicon", None)
-            targets = batch.tokens if lexicon is None else self._phones(batch.wrd)
-            intermediate = self._ctc_loss(posteriors.intermediate, posteriors.lengths, *targets)
-            loss = (1 - weight) * loss + weight * intermediate
+        loss = ctc_loss = self._ctc_loss(posteriors.ctc, posteriors.lengths, *batch.tokens)
+        lexicon = getattr(self.hparams, "lexicon", None)
+        for name, log_probs in (
+            ("intermediate_ctc_weight", posteriors.intermediate),
+            ("phone_ctc_weight", posteriors.phones),
+        ):
+            if log_probs is not None:
+                targets = batch.tokens if lexicon is None else self._phones(batch.wrd)
+                other = self._ctc_loss(log_probs, posteriors.lengths, *targets)
+                loss = loss + getattr(self.hparams, name) * (other - ctc_loss)
         if posteriors.attention is not None:
             targets, target_lengths = batch.tokens_eos
             attention_loss = sb.nnet.losses.kldiv_loss(

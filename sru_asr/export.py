@@ -89,7 +89,8 @@ def export_model(
     folder : str or Path
         The model folder, made or replaced.
     inference : dict
-        The loaded ``inference`` section; its ``pretrainer`` names the modules to store.
+        The loaded ``inference`` section; its ``pretrainer`` names what to store: weights of
+        modules, and of others (`sru_asr.lexicon.Lexicon`) the file that ``path`` names.
     tokenizer : str or Path
         The sentencepiece model.
     """
@@ -106,7 +107,8 @@ def export_model(
             # The dumper writes each shared object out where it is first met and refers to it after.
             yaml.dump(section, file)
         for name, loadable in inference["pretrainer"].loadables.items():
-            if name == "tokenizer":
-                shutil.copyfile(tokenizer, temporary / "tokenizer.ckpt")
-            else:
+            if isinstance(loadable, nn.Module):
                 torch.save(loadable.state_dict(), temporary / f"{name}.ckpt")
+            else:
+                source = tokenizer if name == "tokenizer" else loadable.path
+                shutil.copyfile(source, temporary / f"{name}.ckpt")

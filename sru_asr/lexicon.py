@@ -20,24 +20,18 @@ class Lexicon:
 
     Parameters
     ----------
-    path : str or Path
-        A text file in UTF-8, a word and its phones in each line, as CMU's dictionary has it. Of
-        several pronunciations the first counts, others may be marked ``WORD(2)``; ";;;" begins a
-        comment.
+    path : str or Path, optional
+        The file to `load`. Without one the lexicon is empty, for a YAML to name before there is a
+        file, as with tokenizers.
 
     Attributes
     ----------
+    path : Path or None
+        What was loaded.
     phones : list of str
         All phones, sorted. Phone i has the number i + 1: 0 is CTC's blank.
     size : int
         Outputs that a layer needs: the phones and the blank.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be read.
-    ValueError
-        Naming the line that has a word and no phones; or when there is no word at all.
 
     Examples
     --------
@@ -49,10 +43,33 @@ class Lexicon:
     ['N', 'OW', 'T', 'EH', 'N']
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path: Path | None = None
+        self.phones: list[str] = []
+        self.size = 1
+        self._words: dict[str, list[int]] = {}
+        if path is not None:
+            self.load(path)
+
+    def load(self, path: str | Path) -> None:
+        """Read a file, in place of what was there.
+
+        Parameters
+        ----------
+        path : str or Path
+            A text file in UTF-8, a word and its phones in each line, as CMU's dictionary has it. Of
+            several pronunciations the first counts, others may be marked ``WORD(2)``; ";;;" begins
+            a comment.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be read.
+        ValueError
+            Naming the line that has a word and no phones; or when there is no word at all.
+        """
         words: dict[str, list[str]] = {}
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.startswith(";;;"):
                 continue
@@ -62,6 +79,7 @@ class Lexicon:
             words.setdefault(re.sub(r"(?<=.)\(\d+\)$", "", word), phones)
         if not words:
             raise ValueError(f"{path}: found no word, expected lines such as 'TEN  T EH N'")
+        self.path = Path(path)
         self.phones = sorted({phone for phones in words.values() for phone in phones})
         self.size = len(self.phones) + 1
         numbers = {phone: i for i, phone in enumerate(self.phones, BLANK + 1)}
@@ -73,9 +91,12 @@ class Lexicon:
         Raises
         ------
         KeyError
-            When there is a word that the lexicon has not; see `check`.
+            When there is a word that the lexicon has not; see `check` and ``word in lexicon``.
         """
         return [phone for word in text.split() for phone in self._words[word]]
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._words
 
     def check(self, texts: Iterable[str]) -> None:
         """Check that it has every word of some texts.

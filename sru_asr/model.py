@@ -220,6 +220,8 @@ class Posteriors(NamedTuple):
         Relative lengths of ``ctc`` and ``encoded``.
     intermediate : Tensor, shape (B, T, V), or None
         Log posteriors of the intermediate CTC output.
+    phones : Tensor, shape (B, T, P), or None
+        Log posteriors of the phones.
     """
 
     ctc: Tensor
@@ -227,6 +229,7 @@ class Posteriors(NamedTuple):
     encoded: Tensor
     lengths: Tensor
     intermediate: Tensor | None = None
+    phones: Tensor | None = None
 
 
 class SpeechRecognizer(nn.Module):
@@ -248,6 +251,9 @@ class SpeechRecognizer(nn.Module):
         to the vocabulary: for intermediate CTC (Lee and Watanabe, 2021), in training only.
     intermediate_state : int
         Which of the hidden states, as a negative index: -1 is the last layer's.
+    phone_output : Module, optional
+        Linear layer from encoded frames to phones: a second CTC output beside ``ctc_output``, for
+        training, and for `sru_asr.decode.PhoneRescorer`.
     """
 
     def __init__(
@@ -257,6 +263,7 @@ class SpeechRecognizer(nn.Module):
         attention_output: nn.Module | None = None,
         intermediate_output: nn.Module | None = None,
         intermediate_state: int = -2,
+        phone_output: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if attention_output is not None and not hasattr(encoder.encoder, "decode"):
@@ -277,6 +284,7 @@ class SpeechRecognizer(nn.Module):
             raise ValueError(f"intermediate_state must be negative, got {intermediate_state}")
         self.intermediate_output = intermediate_output
         self.intermediate_state = intermediate_state
+        self.phone_output = phone_output
 
     def forward(
         self,
@@ -314,8 +322,15 @@ class SpeechRecognizer(nn.Module):
         else:
             encoded, hidden = encode(core, src, lengths)
         ctc = self.ctc_output(encoded).float().log_softmax(-1)
-        intermediate = None
+        intermediate = phones = None
         if self.intermediate_output is not None and self.training:
+            if len(hidden) < -self.intermediate_state:
+                raise ValueError(
+                    f"intermediate_state is {self.intermediate_state}, but the encoder has "
+                    f"{len(hidden)} hidden states"
+                )
             state = hidden[self.intermediate_state]
             intermediate = self.intermediate_output(state).float().log_softmax(-1)
-        return Posteriors(ctc, attention, encoded, lengths, intermediate)
+        if self.phone_output is not None and self.training:
+            phones = self.phone_output(encoded).float().log_softmax(-1)
+        return Posteriors(ctc, attention, encoded, lengths, intermediate, phones)

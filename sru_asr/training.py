@@ -36,7 +36,6 @@ from sru_asr.brain import NonFiniteLoss, SpeechRecognitionBrain
 from sru_asr.data import make_dataset
 from sru_asr.export import check_inference, export_model
 from sru_asr.files import atomically, write_atomically
-from sru_asr.lexicon import Lexicon
 from sru_asr.manifest import (
     ManifestError,
     Utterance,
@@ -88,7 +87,9 @@ OPTIONAL = {
     "ctc_weight",
     "label_smoothing",
     "intermediate_ctc_weight",
-    "lexicon",  # a file: intermediate CTC learns the phones of the words
+    "phone_ctc_weight",
+    "lexicon",  # intermediate CTC and phone_output learn the phones of the words
+    "lexicon_file",
     "speed_perturb",
     "wav_augment",
     "fea_augment",
@@ -169,8 +170,7 @@ def run_recipe(
         if old_tokenizer is not None:
             run_on_main(copy_tokenizer, [old_tokenizer, tokenizer_file])
         load_tokenizer(hparams, tokenizer_file, utterances)
-        if hparams.get("lexicon"):
-            hparams["lexicon"] = read_lexicon(hparams, utterances["train"])
+        read_lexicon(hparams, utterances["train"])
         utterances["train"] = alignable(hparams, utterances["train"])
         if hparams.get("ngram"):
             texts = [utterance.wrd for utterance in utterances["train"]]
@@ -450,25 +450,35 @@ def _list_unspellable(path: Path, utterances: Sequence[Utterance]) -> list[str]:
     return [f"{problem}: {enumerate_some(listed, 12)}"]
 
 
-def read_lexicon(hparams: Mapping[str, Any], utterances: Iterable[Utterance]) -> Lexicon:
-    """Read the lexicon, which has to fit the model and to have every word that is to be learnt.
+def read_lexicon(hparams: Mapping[str, Any], utterances: Iterable[Utterance]) -> None:
+    """Load the lexicon, which has to fit the model and to have every word that is to be learnt.
 
     Raises
     ------
     OSError, ValueError
         When it cannot be read, or does not fit.
     """
-    lexicon, output = Lexicon(hparams["lexicon"]), hparams["model"].intermediate_output
-    if output is None:
-        raise ValueError("lexicon: the model's intermediate_output learns its phones; found none")
-    outputs = getattr(output, "w", output).out_features
-    if outputs != lexicon.size:
-        raise ValueError(
-            f"intermediate_output has {outputs} outputs, expected {lexicon.size}: the blank and "
-            f"the {lexicon.size - 1} phones of {lexicon.path}"
-        )
+    lexicon, path = hparams.get("lexicon"), hparams.get("lexicon_file")
+    names = "intermediate_output", "phone_output"
+    layers = {name: getattr(hparams["model"], name) for name in names}
+    layers = {name: layer for name, layer in layers.items() if layer is not None}
+    if lexicon is None:
+        if "phone_output" in layers:
+            raise ValueError("phone_output learns the phones of a lexicon; the YAML has none")
+        return
+    if not path:
+        raise ValueError("lexicon: the YAML has no lexicon_file to load")
+    if not layers:
+        raise ValueError(f"lexicon: the model's {' or '.join(names)} learns it; found neither")
+    lexicon.load(path)
+    for name, layer in layers.items():
+        outputs = getattr(layer, "w", layer).out_features
+        if outputs != lexicon.size:
+            raise ValueError(
+                f"{name} has {outputs} outputs, expected {lexicon.size}: the blank and the "
+                f"{lexicon.size - 1} phones of {path}"
+            )
     lexicon.check(utterance.wrd for utterance in utterances)
-    return lexicon
 
 
 def alignable(hparams: dict[str, Any], utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -486,7 +496,7 @@ def alignable(hparams: dict[str, Any], utterances: Sequence[Utterance]) -> list[
     samples = torch.tensor([row.duration * hparams["sample_rate"] for row in utterances]).long()
     frames = encoder.subsampling.steps_after(samples // encoder.hop_length + 1).tolist()
     spellings = {"tokens": tokenizer.encode}
-    if hparams.get("lexicon"):
+    if hparams.get("lexicon") is not None:
         spellings["phones"] = hparams["lexicon"].encode
     kept, short = [], []
     for row, found in zip(utterances, frames, strict=True):

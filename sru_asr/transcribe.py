@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sru_asr.audio import AudioError, audio_info, read_audio
-from sru_asr.decode.joint import JointBeamSearcher
+from sru_asr.decode.searcher import Searcher
 from sru_asr.export import INTERFACES
 from sru_asr.padding import steps_of
 from sru_asr.transcripts import enumerate_some
@@ -198,7 +198,7 @@ class Transcriber:
         frames, lengths = self.model.mods.encoder.encode(
             wavs, (samples / wavs.shape[1]).to(self.device)
         )
-        if isinstance(getattr(self.model.mods, "decoder", None), JointBeamSearcher):
+        if isinstance(getattr(self.model.mods, "decoder", None), Searcher):
             return [str(text) for text in self.model.transcribe_batch(frames, lengths)[0]]
         steps = steps_of(lengths, *frames.shape[:2])
         assert steps is not None

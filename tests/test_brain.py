@@ -47,6 +47,13 @@ def test_intermediate_ctc_learns_tokens_or_the_lexicons_phones(tmp_path: Path) -
     assert objective(posteriors, batch, **weights, lexicon=lexicon).item() == pytest.approx(
         0.7 * expected(ctc, tokens) + 0.3 * expected(intermediate, phones)
     )
+    both = posteriors._replace(phones=intermediate.flip(2))
+    weights |= {"phone_ctc_weight": 0.2}
+    assert objective(both, batch, **weights, lexicon=lexicon).item() == pytest.approx(
+        0.5 * expected(ctc, tokens)
+        + 0.3 * expected(intermediate, phones)
+        + 0.2 * expected(intermediate.flip(2), phones)
+    )
     same = posteriors._replace(intermediate=ctc.flip(1))
     assert objective(same, batch, **weights).item() == pytest.approx(
         0.7 * expected(ctc, tokens) + 0.3 * expected(ctc.flip(1), tokens)

@@ -377,6 +377,24 @@ def test_language_model_fusion_is_brute_force():
     assert "lm" not in without[0].parts
 
 
+def test_token_bonus_makes_up_for_length():
+    bonus, changed = 1.5, 0
+    for seed in range(6):
+        setting = Setting(seed=seed, lengths=(1.0, 0.5))
+        options = {"beam_size": VOCABULARY**3, "length_normalization": False}
+        plain = setting.nbest(**options)
+        ranked = setting.nbest(**options, token_bonus=bonus)
+        best = setting.searcher(**options, token_bonus=bonus)(setting.encoded, setting.lengths)
+        for before, after, tokens in zip(plain, ranked, best.tokens, strict=True):
+            expected = {h.tokens: h.score + bonus * len(h.tokens) for h in before}
+            found = {h.tokens: h.score for h in after}
+            assert found == pytest.approx(expected)
+            assert found[after[0].tokens] == max(found.values())
+            assert tuple(tokens) == after[0].tokens  # that search ends as soon as it can
+            changed += after[0].tokens != before[0].tokens
+    assert changed
+
+
 def test_float32_and_bfloat16_weights():
     setting = Setting(seed=1)
     expected = setting.nbest()[0][0]
@@ -409,6 +427,8 @@ def test_calls_as_speechbrains_inference_does():
         ({"lm_weight": 0.5}, "lm_weight is 0.5, but there is no lm"),
         ({"lm_weight": -1.0}, "lm_weight must be at least 0"),
         ({"lm": nn.Linear(1, 1)}, "lm must be a TokenScorer, got Linear"),
+        ({"token_bonus": -0.1}, "token_bonus must be at least 0, got -0.1"),
+        ({"token_bonus": 0.1}, "token_bonus needs length_normalization False"),
         ({"max_decode_ratio": 0.0}, "max_decode_ratio"),
         ({"min_decode_ratio": 2.0}, "got 2.0 and 1.0"),
         ({"temperature": 0.0}, "temperature must be positive"),

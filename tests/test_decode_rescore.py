@@ -91,7 +91,7 @@ def test_sentences_of_the_sru_are_those_of_its_whole_sequence():
 
 def test_scores_parts_and_order():
     scorer = Bigram()
-    first, second = rescorer(scorer, 0.7, length_bonus=0.3).nbest(ENCODED, LENGTHS)
+    first, second = rescorer(scorer, 0.7, token_bonus=0.3).nbest(ENCODED, LENGTHS)
     expected = sorted(
         ((h.score + 0.7 * scorer.by_hand(h.tokens) + 0.3 * len(h.tokens), h) for h in FIRST),
         reverse=True,

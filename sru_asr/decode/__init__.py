@@ -12,6 +12,7 @@ _HOMES = {
     "JointBeamSearcher": "sru_asr.decode.joint",
     "NBestRescorer": "sru_asr.decode.rescore",
     "NGram": "sru_asr.decode.ngram",
+    "PhoneRescorer": "sru_asr.decode.phones",
     "SRULanguageModel": "sru_asr.decode.language_model",
     "WordLookahead": "sru_asr.decode.lookahead",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sru_asr.decode.result import Hypothesis, SearchResult
+from sru_asr.decode.result import Hypothesis
 from sru_asr.decode.scorer import TokenScorer
+from sru_asr.decode.searcher import Searcher
 from sru_asr.padding import steps_of
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-class CTCSearcher(nn.Module, ABC):
+class CTCSearcher(Searcher):
     """What the searches over CTC posteriors share.
 
     Each sequence is searched over its own frames alone, so that it gives the same result in any
@@ -81,10 +82,6 @@ class CTCSearcher(nn.Module, ABC):
                 raise ValueError(f"encoded: found NaN posteriors in sequence {i} of the batch")
             found.append(self.search(log_probs))
         return found
-
-    def forward(self, encoded: Tensor, lengths: Tensor) -> SearchResult:
-        """Find the best hypothesis of each sequence; see `nbest`."""
-        return SearchResult.of(self.nbest(encoded, lengths))
 
 
 class CTCGreedySearcher(CTCSearcher):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sru_asr.decode.ctc_prefix import CTCPrefixes
 from sru_asr.decode.result import Hypothesis, SearchResult
 from sru_asr.decode.scorer import TokenScorer
+from sru_asr.decode.searcher import Searcher
 from sru_asr.decode.transformer_decoder import (
     AttentionPrefixes,
     embedding_of,
@@ -31,7 +32,7 @@ class Prefixes(Protocol):
         """Go on with these rows, each with one more token, both (B', K'), of these sequences."""
 
 
-class JointBeamSearcher(nn.Module):
+class JointBeamSearcher(Searcher):
     """Beam search with an attention decoder and CTC prefix scores in one beam.
 
     Hypotheses and scores are those of SpeechBrain's ``S2STransformerBeamSearcher`` with a
@@ -43,10 +44,11 @@ class JointBeamSearcher(nn.Module):
 
         (1 - ctc_weight) log p_attention(h) + ctc_weight log p_ctc(h) + lm_weight log p_lm(h)
 
-    divided by its length, the end counted, under ``length_normalization``. At each step the
-    ``beam_size`` best extensions go on. A sequence is done when ``beam_size`` hypotheses have
-    ended, or at ``max_decode_ratio`` times its own length; unfinished ones then make up the
-    number. Where only the best is wanted, it is done as soon as no other can get better.
+    divided by its length, the end counted, under ``length_normalization``; without that, plus
+    ``token_bonus`` for each token. At each step the ``beam_size`` best extensions go on. A sequence
+    is done when ``beam_size`` hypotheses have ended, or at ``max_decode_ratio`` times its own
+    length; unfinished ones then make up the number. Where only the best is wanted, it is done as
+    soon as no other can get better.
 
     There are three differences. Ratios count a sequence's own steps, so that results do not depend
     on the batch. An unfinished hypothesis keeps its last token and no hypothesis is listed twice.
@@ -70,6 +72,9 @@ class JointBeamSearcher(nn.Module):
         Its weight, at least 0.
     length_normalization : bool
         Rank by the mean over tokens rather than by the sum.
+    token_bonus : float
+        Added to the sum for each token, the end not counted, at least 0: makes up for what every
+        further token takes. Not with ``length_normalization``.
     max_decode_ratio, min_decode_ratio : float
         Most tokens and fewest, the end counted, for each encoder step; never more than the decoder
         has positions for (``max_length`` of TransformerASR).
@@ -108,6 +113,7 @@ class JointBeamSearcher(nn.Module):
         lm: TokenScorer | None = None,
         lm_weight: float = 0.0,
         length_normalization: bool = True,
+        token_bonus: float = 0.0,
         max_decode_ratio: float = 1.0,
         min_decode_ratio: float = 0.0,
         temperature: float = 1.0,
@@ -127,6 +133,10 @@ class JointBeamSearcher(nn.Module):
             raise ValueError(f"lm_weight must be at least 0, got {lm_weight}")
         if lm_weight and lm is None:
             raise ValueError(f"lm_weight is {lm_weight}, but there is no lm")
+        if not 0 <= token_bonus < math.inf:
+            raise ValueError(f"token_bonus must be at least 0, got {token_bonus}")
+        if token_bonus and length_normalization:
+            raise ValueError("token_bonus needs length_normalization False: it is added to sums")
         if not 0 <= min_decode_ratio <= max_decode_ratio < math.inf or not max_decode_ratio:
             raise ValueError(
                 "min_decode_ratio and max_decode_ratio must be at least 0, in this order, and the "
@@ -153,6 +163,7 @@ class JointBeamSearcher(nn.Module):
         self.lm = lm
         self.lm_weight = lm_weight
         self.length_normalization = length_normalization
+        self.token_bonus = token_bonus
         self.max_decode_ratio, self.min_decode_ratio = max_decode_ratio, min_decode_ratio
         self.temperature = temperature
         self.bos_index, self.eos_index, self.blank_index = bos_index, eos_index, blank_index
@@ -306,7 +317,7 @@ class JointBeamSearcher(nn.Module):
             (sequence.ended if ends else alive).append(
                 Hypothesis(
                     before if ends else prefixes[-1],
-                    score / divisor,
+                    score / divisor + self.token_bonus * (len(before) if ends else step),
                     dict(zip(names, parts, strict=True)),
                 )
             )
@@ -320,8 +331,9 @@ class JointBeamSearcher(nn.Module):
         if not best_only or not sequence.ended:
             return len(sequence.ended) < self.beam_size
         # Log probabilities only fall, so the most that can come of the best one is its sum over
-        # the greatest length.
+        # the greatest length, with as many bonuses.
         bound = alive[0].score * (step / sequence.most if self.length_normalization else 1)
+        bound += self.token_bonus * (sequence.most - step)
         best = max(found.score for found in sequence.ended)
         return len(sequence.ended) < self.beam_size and best < bound
 

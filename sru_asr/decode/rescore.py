@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sru_asr.decode.result import Hypothesis, SearchResult
+from sru_asr.decode.result import Hypothesis
 from sru_asr.decode.scorer import TokenScorer
+from sru_asr.decode.searcher import Searcher
 from sru_asr.tokenizer import BOS, EOS
 
 
@@ -71,14 +72,14 @@ def sentence_log_probs(
     return totals
 
 
-class NBestRescorer(nn.Module):
+class NBestRescorer(Searcher):
     """Search with one model, then choose among its N best hypotheses with language models too.
 
     A hypothesis gets the searcher's score, plus each language model's weighted log probability of
     the whole sentence with its end, plus a bonus for each token, which makes up for what a
     language model takes from longer sentences::
 
-        score + sum(weight * log P(tokens, end)) + length_bonus * len(tokens)
+        score + sum(weight * log P(tokens, end)) + token_bonus * len(tokens)
 
     A searcher itself, it wraps any other and may be wrapped in its turn.
 
@@ -91,7 +92,7 @@ class NBestRescorer(nn.Module):
         One, called "lm", or several by name. They score the tokens of the searcher.
     weight : float, or mapping of str to float
         Weight of the one, or of each by name.
-    length_bonus : float
+    token_bonus : float
         Added for each token of a hypothesis.
 
     Raises
@@ -111,7 +112,7 @@ class NBestRescorer(nn.Module):
     ...     def nbest(self, encoded, lengths):
     ...         return [[Hypothesis((5, 3), -1.0, {}), Hypothesis((5,), -1.5, {})]]
     >>> model = SRULanguageModel(9, 4, 4, num_layers=1, projection_size=4)
-    >>> rescorer = NBestRescorer(Searcher(), model, weight=0.3, length_bonus=0.5).eval()
+    >>> rescorer = NBestRescorer(Searcher(), model, weight=0.3, token_bonus=0.5).eval()
     >>> best, second = rescorer.nbest(torch.zeros(1, 7, 8), torch.ones(1))[0]
     >>> best.score > second.score, list(best.parts)
     (True, ['lm'])
@@ -122,7 +123,7 @@ class NBestRescorer(nn.Module):
         searcher: nn.Module,
         lm: TokenScorer | Mapping[str, TokenScorer],
         weight: float | Mapping[str, float],
-        length_bonus: float = 0.0,
+        token_bonus: float = 0.0,
     ) -> None:
         super().__init__()
         if not callable(getattr(searcher, "nbest", None)):
@@ -143,11 +144,7 @@ class NBestRescorer(nn.Module):
         self.searcher = searcher
         self.lms = nn.ModuleDict(models)
         self.weights = dict(weights)
-        self.length_bonus = length_bonus
-
-    def forward(self, encoded: Tensor, lengths: Tensor) -> SearchResult:
-        """Find the best hypothesis of each sequence; see `nbest`."""
-        return SearchResult.of(self.nbest(encoded, lengths))
+        self.token_bonus = token_bonus
 
     @torch.no_grad()
     def nbest(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
@@ -189,7 +186,7 @@ class NBestRescorer(nn.Module):
                 f"the searcher gave its hypotheses parts {sorted(taken)} itself; give "
                 "lm and weight as mappings, with other names"
             )
-        score = hypothesis.score + self.length_bonus * len(hypothesis.tokens)
+        score = hypothesis.score + self.token_bonus * len(hypothesis.tokens)
         # Of weight 0 is what does not count, even where the model has it for impossible.
         score += sum(w * log_probs[name] for name, w in self.weights.items() if w)
         return Hypothesis(hypothesis.tokens, score, {**hypothesis.parts, **log_probs})

@@ -32,9 +32,8 @@ def test_model_is_the_readmes_and_learns(name: str, tmp_path: Path) -> None:
     lengths = torch.tensor([1.0, 0.7])
     posteriors = model(torch.randn(2, 8000), lengths, torch.randint(3, 30, (2, 5)))
     # Not a plain sum: of log posteriors that leaves no gradient in an output layer's bias.
-    scores = [
-        p for p in (posteriors.ctc, posteriors.attention, posteriors.intermediate) if p is not None
-    ]
+    outputs = posteriors.ctc, posteriors.attention, posteriors.intermediate, posteriors.phones
+    scores = [output for output in outputs if output is not None]
     torch.stack([(score * torch.randn_like(score)).sum() for score in scores]).sum().backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # Attention inside the projection begins with its scale at 0.

@@ -22,6 +22,7 @@ import torch
 from recipe_runs import ENVIRONMENT, ROOT, SMALL_COMMANDS, recipe, run
 
 from sru_asr import ConvSubsampling, training
+from sru_asr.lexicon import Lexicon
 from sru_asr.manifest import Utterance, read_manifest, write_manifest
 from sru_asr.plot import read_train_log
 from sru_asr.tokenizer import train_tokenizer
@@ -36,6 +37,7 @@ SMALL_AN4 = {
     "projection_size": 16,
     "num_encoder_layers": 2,
     "num_decoder_layers": 1,
+    "intermediate_state": -1,
 }
 
 
@@ -358,25 +360,38 @@ def test_a_lexicon_has_to_fit_model_transcripts_and_recordings(
 ) -> None:
     path = tmp_path / "lexicon.txt"
     path.write_text("NO N OW\nTEN T EH N\n", encoding="utf-8")
-    model = types.SimpleNamespace(encoder=Alignable(), intermediate_output=torch.nn.Linear(8, 5))
-    hparams = {"lexicon": path, "model": model, "sample_rate": 16000}
-    rows = [Utterance("short", 0.05, "", "", "NO"), Utterance("shorter", 0.05, "", "", "TEN")]
-
-    lexicon = training.read_lexicon(hparams, rows)
-    rows[1] = dataclasses.replace(rows[1], wrd="TEN TEN")
-    hparams |= {"lexicon": lexicon, "tokenizer": types.SimpleNamespace(encode=lambda _: [3])}
+    model = types.SimpleNamespace(
+        encoder=Alignable(), intermediate_output=torch.nn.Linear(8, 5), phone_output=None
+    )
+    hparams = {
+        "lexicon": Lexicon(),
+        "lexicon_file": path,
+        "model": model,
+        "sample_rate": 16000,
+        "tokenizer": types.SimpleNamespace(encode=lambda _: [3]),
+    }
+    rows = [Utterance("short", 0.05, "", "", "NO"), Utterance("shorter", 0.05, "", "", "TEN TEN")]
+    training.read_lexicon(hparams, rows)
     assert [row.ID for row in training.alignable(hparams, rows)] == ["short"]
     assert "shorter (2 frames for 6 phones)" in caplog.text
 
     rows[1] = dataclasses.replace(rows[1], wrd="NO TWO")
     with pytest.raises(ValueError, match=r"lexicon\.txt has no pronunciation of 1 words .*: TWO"):
-        training.read_lexicon({**hparams, "lexicon": path}, rows)
+        training.read_lexicon(hparams, rows)
+    with pytest.raises(ValueError, match="lexicon: the YAML has no lexicon_file to load"):
+        training.read_lexicon({**hparams, "lexicon_file": None}, rows)
     model.intermediate_output = torch.nn.Linear(8, 7)
     with pytest.raises(ValueError, match="has 7 outputs, expected 5: the blank and the 4 phones"):
-        training.read_lexicon({**hparams, "lexicon": path}, rows)
+        training.read_lexicon(hparams, rows)
     model.intermediate_output = None
-    with pytest.raises(ValueError, match="intermediate_output learns its phones; found none"):
-        training.read_lexicon({**hparams, "lexicon": path}, rows)
+    with pytest.raises(ValueError, match="phone_output learns it; found neither"):
+        training.read_lexicon(hparams, rows)
+    training.read_lexicon({**hparams, "lexicon": None}, rows)
+    model.phone_output = torch.nn.Linear(8, 6)
+    with pytest.raises(ValueError, match="phone_output has 6 outputs, expected 5"):
+        training.read_lexicon(hparams, rows)
+    with pytest.raises(ValueError, match="the phones of a lexicon; the YAML has none"):
+        training.read_lexicon({**hparams, "lexicon": None}, rows)
 
 
 def test_characters_that_training_hardly_has(
@@ -436,7 +451,7 @@ def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[st
     assert done.returncode == 0, done.stdout + done.stderr
     score = json.loads((tmp_path / "results/score_valid.json").read_text())
     assert score["utterances"] == 103
-    assert score["decoder"] == "JointBeamSearcher"
+    assert score["decoder"] == "PhoneRescorer"
     assert (tmp_path / "results/model/hyperparams.yaml").is_file()
 
 
