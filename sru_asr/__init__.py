@@ -19,7 +19,7 @@ _HOMES = {
     "load_sru_checkpoint": "sru_asr.checkpoint",
     "build_info": "sru_asr.native",
 }
-_MODULES = {"nnet", "ops", "reference"}
+_MODULES = {"compat", "nnet", "ops", "reference"}
 
 __all__ = [
     "SRU",
@@ -28,6 +28,7 @@ __all__ = [
     "SRUTransformerASR",
     "__version__",
     "build_info",
+    "compat",
     "load_sru_checkpoint",
     "nnet",
     "ops",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sru_asr import nnet, ops, reference
+    from sru_asr import compat, nnet, ops, reference
     from sru_asr.checkpoint import load_sru_checkpoint
     from sru_asr.encoder import SRUEncoder
     from sru_asr.native import build_info

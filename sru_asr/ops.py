@@ -83,6 +83,27 @@ def sru_recurrence(
 sru_recurrence.__doc__ = reference.sru_recurrence.__doc__
 
 
+def scripted_recurrence(
+    u: Tensor,
+    v: Tensor,
+    b: Tensor,
+    x: Tensor | None,
+    c0: Tensor | None,
+    mask: Tensor | None,
+    bidirectional: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """Run `sru_recurrence` from TorchScript, which knows the operator but not what is around it.
+
+    Everything has ``u``'s dtype, which is float32 or float64; nothing is checked or converted here.
+    """
+    keep_every = 1 if torch.is_grad_enabled() else 0
+    h, c_n, _ = torch.ops.sru_asr.recurrence_forward(
+        u, v, b, x, c0, None, mask, bidirectional, 1.0, activation, keep_every
+    )
+    return h, c_n
+
+
 def recurrence_inference(
     u: Tensor,
     v: Tensor | None,

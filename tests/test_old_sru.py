@@ -1,8 +1,8 @@
 """The old ``sru`` package as a witness: its weights, our layers, the same numbers.
 
 Install it with the extra ``witness``. Importing it compiles its CPU operator, once for each
-version of PyTorch; where that does not work these tests are skipped. Only unpadded input is
-compared: the old package lets padding through its layer norm.
+version of PyTorch; where that does not work these tests are skipped. Padded input is compared with
+`sru_asr.compat` alone: the old package lets padding through its layer norm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.utils.cpp_extension
 from torch import Tensor, nn
 
-from sru_asr import SRU, load_sru_checkpoint
+from sru_asr import SRU, compat, load_sru_checkpoint
 from sru_asr.sru import SRULayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Running SRU on CPU", "ignore:use_tanh")
@@ -184,6 +184,50 @@ def test_same_numbers_to_double_precision(
         activation="tanh" if "use_tanh" in options else "identity",
     )
     assert compare(old, ours, torch.float64) < 1e-12
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("features", [WIDTH, 7], ids=["3matrices", "4matrices"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rescale": True, "highway_bias": -2.0, "layer_norm": True, "dropout": 0.3},
+        {"normalize_after": True, "layer_norm": True, "use_tanh": True, "rnn_dropout": 0.3},
+        {"has_skip_term": False, "projection_size": 5, "v1": True, "weight_c_init": 0.5},
+        {"proj_input_to_hidden_first": True, "rescale": True, "nn_rnn_compatible_return": True},
+    ],
+    ids=str,
+)
+def test_the_same_interface(
+    old_sru: ModuleType, options: dict[str, Any], features: int, directions: int
+) -> None:
+    arguments = features, WIDTH // directions, 3
+    made = []
+    for package in (old_sru, compat):  # the same initial values from the same seed
+        torch.manual_seed(0)
+        made.append(package.SRU(*arguments, bidirectional=directions == 2, **options))
+    old, ours = made
+    assert list(old.state_dict()) == list(ours.state_dict())
+    assert all(map(torch.equal, old.state_dict().values(), ours.state_dict().values()))
+    with torch.no_grad():
+        for parameter in old.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter) / 2
+    ours.load_state_dict(old.state_dict())
+    x, c0 = torch.randn(STEPS, BATCH, features), torch.randn(3, BATCH, WIDTH).double()
+    mask = torch.zeros(STEPS, BATCH)
+    mask[5:, 1] = mask[:2, 2] = mask[3, 0] = 1
+    results = []
+    for model in (old.double(), ours.double()):
+        torch.manual_seed(2)  # for dropout: both draw the same masks
+        inputs = x.double().requires_grad_()
+        h, c = model(inputs, c0, mask)
+        (h.square().sum() + c.square().sum()).backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([h, c, inputs.grad, *gradients])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("highway", [True, False], ids=["highway", "no-highway"])
