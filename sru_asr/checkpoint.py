@@ -6,12 +6,13 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sru_asr.compat.sru3 import SRUpp
 from sru_asr.sru import SRU, SRULayer
 
 _KEYS = {
@@ -25,19 +26,23 @@ _KEYS = {
     "scale_x",
     "layer_norm.weight",
     "layer_norm.bias",
+    "gain",
+    "ln.a",
+    "ln.b",
 }
-_UNSUPPORTED = {
-    r"transform_module\.(linear\d|alpha|layer_norm)\b": "SRU++ checkpoints are not supported yet",
-    r"(custom_m\.|transform_module\.(?!([01]\.)?weight$))": (
-        "custom modules in place of the product are not supported"
+_SRUPP = re.compile(r"rnn_lst\.\d+\.transform_module\.(linear\d\.weight|alpha)")
+_CUSTOM = re.compile(r"rnn_lst\.\d+\.(custom_m\.|transform_module\.(?!([01]\.)?weight$))")
+
+# What stands in other checkpoints, and what to do with them.
+_FOREIGN = {
+    r"layers\.\d+\.(weight|projection|recurrence\.\w+)": (
+        "is a weight of sru_asr.SRU: use its own load_state_dict"
     ),
-    r"gain$": "weight normalisation (sru 2.1) is not supported",
-    r"ln_lst\.": "the layer norm of sru 2.1 and older, which divides differently, is not supported",
-    r"input_to_hidden\.": (
-        "proj_input_to_hidden_first is not supported as part of the stack: put this matrix into "
-        "an nn.Linear(bias=False) before it and load the other entries"
+    r"weight_[ih]h_l\d+(_reverse)?": (
+        "is a weight of torch.nn.GRU, LSTM or RNN, which compute something else: train an SRU anew"
     ),
 }
+_2_1_EPS = 1e-6  # of layer norm in sru 2.1.7 and before
 
 
 def load_sru_checkpoint(
@@ -45,12 +50,13 @@ def load_sru_checkpoint(
     *,
     prefix: str = "",
     **options: Any,
-) -> SRU:
+) -> SRU | SRUpp:
     """Build an `SRU` from the weights of the ``sru`` package, 2.x or 3.0-dev.
 
     What the weights say need not be given: sizes, number of layers, projection, highway, layer
     norm. Their ``scale_x`` decides ``alpha``, the scale of the highway. What they cannot say has
-    to be given when it is not the default: above all ``bidirectional``.
+    to be given when it is not the default: above all ``bidirectional``. SRU++ weights (3.0-dev)
+    become a `sru_asr.compat.SRUpp`, which keeps the old package's contract.
 
     Parameters
     ----------
@@ -68,13 +74,19 @@ def load_sru_checkpoint(
         With a projection to P features, ``weight`` is (P, D * k) and ``weight_proj`` (F, P).
         3.0-dev has ``transform_module.weight`` (D * k, F) instead, or
         ``transform_module.0.weight`` (P, F) and ``transform_module.1.weight`` (D * k, P).
+        Until 2.1.7 there were ``gain`` (D * k,) with weight norm, which is multiplied in, and
+        ``ln_lst.{i}.a`` and ``.b`` (D,) with layer norm, whose epsilon and variance were others:
+        the stack's ``norm.weight`` and ``norm.eps`` make up for it.
+        ``input_to_hidden.weight`` (D, F) of ``proj_input_to_hidden_first`` becomes the first
+        layer's projection, if no layer norm stands between the two.
     prefix : str
         Beginning of the keys to read, such as ``"encoder.rnn."`` for an SRU that was part of a
         larger model; other keys are ignored.
     **options
-        Options of `SRU`. Not in the weights, with their defaults: ``bidirectional=False``,
-        ``activation="identity"`` (``use_tanh``), ``dropout=0.0``, ``batch_first=False``, and
-        ``recurrent_gates=True`` (``v1`` is False). In the weights, sometimes:
+        Options of `SRU`, or of `sru_asr.compat.SRUpp` for SRU++ weights. Not in the weights, with
+        their defaults: ``bidirectional=False``, ``activation="identity"`` (``use_tanh``),
+        ``dropout=0.0``, ``batch_first=False``, and ``recurrent_gates=True`` (``v1`` is False). In
+        the weights, sometimes:
 
         - ``highway`` (``has_skip_term``), where no layer's input has another width than D and
           ``scale_x`` is 1; default True.
@@ -86,20 +98,26 @@ def load_sru_checkpoint(
         ``device`` and ``dtype`` move and convert the finished stack; by default it stays as the
         weights are. All other options are checked against the weights.
 
+        For SRU++: ``bidirectional=False``, ``num_heads=1``, ``dropout=0.0``, ``attn_dropout=0.0``,
+        ``nn_rnn_compatible_return=False``, and ``normalize_after=False`` where the first layer's
+        input has width D.
+
     Returns
     -------
-    SRU
-        In training mode, with weights of its own (no memory shared with the state_dict). It takes
-        and returns states as (num_layers * directions, B, H), which the old package does only with
-        ``nn_rnn_compatible_return``.
+    SRU or sru_asr.compat.SRUpp
+        In training mode, with weights of its own (no memory shared with the state_dict). An `SRU`
+        takes and returns states as (num_layers * directions, B, H), which the old package does only
+        with ``nn_rnn_compatible_return``.
 
     Raises
     ------
     ValueError
         When an option contradicts the weights, or a key is unknown, missing, or has a shape that
-        does not fit the others; the message names it. SRU++ checkpoints are not supported yet.
+        does not fit the others; the message names it. So does the one for weights of something
+        else. Weights of a custom module (``custom_m``, ``transform_module``) are refused: only
+        `sru_asr.compat.SRU`, given that module, can hold them.
     TypeError
-        When something is not a tensor, or not an option of `SRU`.
+        When something is not a tensor, or not an option of what is returned.
 
     Examples
     --------
@@ -123,11 +141,18 @@ def load_sru_checkpoint(
                 f"{os.fspath(state_dict_or_path)} must hold a state_dict, "
                 f"got {type(state_dict).__name__}"
             )
-    layers = [
-        _read_layer(f"{prefix}rnn_lst.{i}", entries)
-        for i, entries in enumerate(_by_layer(state_dict, prefix))
-    ]
+    entries = _entries(state_dict, prefix)
     placement = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+    if any(map(_SRUPP.fullmatch, entries)):
+        srupp = _load_srupp(entries, prefix, options)
+        return srupp.to(**placement) if placement else srupp
+    hidden = entries.pop("input_to_hidden.weight", None)
+    layers = [
+        _read_layer(f"{prefix}rnn_lst.{i}", layer)
+        for i, layer in enumerate(_by_layer(entries, prefix))
+    ]
+    if hidden is not None:
+        layers[0] = _fold(f"{prefix}input_to_hidden.weight", hidden, layers[0], options)
     _settle_sizes(layers, options)
     _settle_highway(layers, options)
     _settle_layer_norm(layers, options)
@@ -147,6 +172,7 @@ def load_sru_checkpoint(
         layer.recurrence.highway_bias = options.get("highway_bias", old.highway_bias())
         if old.norm is not None:
             layer.norm.weight, layer.norm.bias = map(_parameter, old.norm)
+            layer.norm.eps = old.eps
     return sru.to(**placement) if placement else sru
 
 
@@ -162,6 +188,7 @@ class _OldLayer:
     alpha: float
     tolerance: float  # of alpha, which is stored in the weights' precision
     norm: tuple[Tensor, Tensor] | None
+    eps: float = 1e-5  # of layer norm
 
     @property
     def input_size(self) -> int:
@@ -193,25 +220,45 @@ class _OldLayer:
         return math.isclose(expected, self.alpha, rel_tol=self.tolerance)
 
 
-def _by_layer(state_dict: Mapping[str, Tensor], prefix: str) -> list[dict[str, Tensor]]:
-    """Sort the entries by layer, without ``prefix`` and layer; refuse what cannot be read."""
-    found: dict[int, dict[str, Tensor]] = {}
+def _entries(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return what stands under ``prefix``; refuse what is not of the old package."""
     keys = [key for key in state_dict if key.startswith(prefix)]
-    for pattern, reason in _UNSUPPORTED.items():
-        for key in keys:
-            if re.match(rf"(rnn_lst\.\d+\.)?{pattern}", key[len(prefix) :]):
-                raise ValueError(f"cannot load {key!r}: {reason}")
-    for key in keys:
-        match = re.fullmatch(r"rnn_lst\.(\d+)\.(.+)", key[len(prefix) :])
-        if match is None or match[2] not in _KEYS:
-            raise ValueError(f"unexpected key {key!r}: {_expectation(key, prefix)}")
-        tensor = state_dict[key]
+    entries = {key[len(prefix) :]: state_dict[key] for key in keys}
+    if not any(key.startswith("rnn_lst.") for key in entries):
+        for pattern, advice in _FOREIGN.items():
+            for key in keys:
+                if re.search(rf"(^|\.){pattern}$", key):
+                    raise ValueError(f"unexpected key {key!r}: it {advice}")
+        inner = next((key for key in entries if ".rnn_lst.0." in key), None)
+        if inner is not None:
+            raise ValueError(f"unexpected key {prefix + inner!r}: {_expectation(inner, prefix)}")
+        found = f"; it begins with {keys[0]!r}" if keys else ""
+        raise ValueError(
+            f"the state_dict has no key that begins with {prefix + 'rnn_lst.0.'!r}, as those of "
+            f"the old package's SRU and SRUpp do{found}"
+        )
+    for key, tensor in entries.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             what = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{key} must be a floating-point tensor, got {what}")
-        found.setdefault(int(match[1]), {})[match[2]] = tensor.detach()
-    if not found:
-        raise ValueError(f"the state_dict has no key that begins with {prefix + 'rnn_lst.0.'!r}")
+            raise TypeError(f"{prefix + key} must be a floating-point tensor, got {what}")
+    return {key: tensor.detach() for key, tensor in entries.items()}
+
+
+def _by_layer(entries: dict[str, Tensor], prefix: str) -> list[dict[str, Tensor]]:
+    """Sort the entries by layer and take the layer from their names."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in entries.items():
+        if _CUSTOM.match(key):
+            raise ValueError(
+                f"cannot load {prefix + key!r}: only the custom module that it belongs to can "
+                "compute with it; give that module to sru_asr.compat.SRU (custom_m) or "
+                "sru_asr.compat.sru3.SRU (transform_module) and use load_state_dict"
+            )
+        name = re.sub(r"^ln_lst\.(\d+)\.", r"rnn_lst.\1.ln.", key)
+        match = re.fullmatch(r"rnn_lst\.(\d+)\.(.+)", name)
+        if match is None or match[2] not in _KEYS:
+            raise ValueError(f"unexpected key {prefix + key!r}: {_expectation(key, prefix)}")
+        found.setdefault(int(match[1]), {})[match[2]] = tensor
     for i in range(len(found)):
         if i not in found:
             raise ValueError(
@@ -221,7 +268,7 @@ def _by_layer(state_dict: Mapping[str, Tensor], prefix: str) -> list[dict[str, T
 
 
 def _expectation(key: str, prefix: str) -> str:
-    inner = re.match(r"(.+\.)rnn_lst\.\d+\.", key[len(prefix) :])
+    inner = re.match(r"(.+\.)rnn_lst\.\d+\.", key)
     if inner is not None:
         return f"give prefix={prefix + inner[1]!r} if this is the stack to load"
     return f"expected {prefix}rnn_lst.<layer>. and one of {', '.join(sorted(_KEYS))}"
@@ -230,18 +277,23 @@ def _expectation(key: str, prefix: str) -> str:
 def _read_layer(name: str, entries: dict[str, Tensor]) -> _OldLayer:
     entries = dict(entries)
 
+    def full(key: str) -> str:
+        return (
+            name.replace("rnn_lst.", "ln_lst.") + key[2:] if key[:3] == "ln." else f"{name}.{key}"
+        )
+
     def take(key: str, *shape: int | str) -> Tensor:
         """Remove an entry whose shape must be this one; sizes with a name are free."""
         wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
         if key not in entries:
-            raise ValueError(f"missing key {name}.{key}: expected a tensor of shape {wanted}")
+            raise ValueError(f"missing key {full(key)}: expected a tensor of shape {wanted}")
         tensor = entries.pop(key)
         fits = tensor.dim() == len(shape) and all(
             isinstance(size, str) or size == found
             for size, found in zip(shape, tensor.shape, strict=True)
         )
         if not fits:
-            raise ValueError(f"{name}.{key} must have shape {wanted}, got {tuple(tensor.shape)}")
+            raise ValueError(f"{full(key)} must have shape {wanted}, got {tuple(tensor.shape)}")
         return tensor
 
     v = take("weight_c", "2*D")
@@ -262,6 +314,9 @@ def _read_layer(name: str, entries: dict[str, Tensor]) -> _OldLayer:
             projection = take("weight_proj", "input", "projection").T
         inner = "input" if projection is None else len(projection)
         weight = take(key, inner, f"3*{width} or 4*{width}").T
+    if "gain" in entries:
+        gain = take("gain", weight.shape[0])
+        weight = weight * (gain / weight.norm(dim=1))[:, None]
     if weight.shape[0] not in (3 * width, 4 * width):
         raise ValueError(
             f"{name}.{key} must have 3*{width} or 4*{width} outputs, as weight_c has 2*{width} "
@@ -271,13 +326,25 @@ def _read_layer(name: str, entries: dict[str, Tensor]) -> _OldLayer:
     alpha = float(scale)
     if not 1 <= alpha < math.inf:
         raise ValueError(f"{name}.scale_x must be a number of at least 1, got {alpha}")
-    norm = None
-    if "layer_norm.weight" in entries or "layer_norm.bias" in entries:
+    norm, eps = None, 1e-5
+    if "ln.a" in entries or "ln.b" in entries:
+        if width == 1:
+            raise ValueError(
+                f"cannot load {full('ln.a')!r}: layer norm of a single feature did nothing in sru "
+                "2.1; load the other entries"
+            )
+        # It divided by the root of the unbiased variance plus epsilon.
+        biased = (width - 1) / width
+        norm = take("ln.a", width) * math.sqrt(biased), take("ln.b", width)
+        eps = _2_1_EPS * biased
+    elif "layer_norm.weight" in entries or "layer_norm.bias" in entries:
         gain = take("layer_norm.weight", "input or D")
         norm = gain, take("layer_norm.bias", len(gain))
     b = take("bias", 2 * width)
     if entries:
-        raise ValueError(f"unexpected key {name}.{min(entries)}: the layer has {key} already")
+        raise ValueError(
+            f"unexpected key {full(min(entries))}: it does not go with {name}.{key} and the others"
+        )
     layer = _OldLayer(
         name=name,
         weight=weight,
@@ -287,6 +354,7 @@ def _read_layer(name: str, entries: dict[str, Tensor]) -> _OldLayer:
         alpha=alpha,
         tolerance=max(1e-6, 2 * torch.finfo(scale.dtype).eps),
         norm=norm,
+        eps=eps,
     )
     if layer.lanes == 4 and layer.input_size == width:
         raise ValueError(
@@ -294,6 +362,31 @@ def _read_layer(name: str, entries: dict[str, Tensor]) -> _OldLayer:
             f"output, got {weight.shape[0]}"
         )
     return layer
+
+
+def _fold(name: str, hidden: Tensor, layer: _OldLayer, options: dict[str, Any]) -> _OldLayer:
+    """Make the matrix before the first layer its projection, and what its highway carries."""
+    width = layer.output_size
+    if hidden.dim() != 2 or len(hidden) != width or layer.input_size != width:
+        raise ValueError(
+            f"{name} must have shape ({width}, input), as {layer.name} maps {layer.input_size} to "
+            f"{width} features, got {tuple(hidden.shape)}"
+        )
+    if layer.norm is not None and options.get("layer_norm") != "post":
+        raise ValueError(
+            f"cannot load {name!r}: a layer norm stands between it and the first product. If that "
+            "was normalize_after, give layer_norm='post'; else put this matrix into an "
+            "nn.Linear(bias=False) before the stack and load the other entries, or use "
+            "sru_asr.compat.SRU"
+        )
+    if layer.rescaled:
+        _agree(options, "highway", True, "scale_x is not 1")
+    weight = layer.weight if layer.projection is None else layer.weight @ layer.projection
+    if options.setdefault("highway", True):
+        carried = layer.alpha * torch.eye(width, dtype=weight.dtype, device=weight.device)
+        lanes = [*weight.unflatten(0, (width, 3)).unbind(1), carried]
+        weight = torch.stack(lanes, dim=1).flatten(0, 1)
+    return replace(layer, weight=weight, projection=hidden)
 
 
 def _settle_sizes(layers: list[_OldLayer], options: dict[str, Any]) -> None:
@@ -372,6 +465,90 @@ def _settle_layer_norm(layers: list[_OldLayer], options: dict[str, Any]) -> None
             _agree(options, "layer_norm", place, reason)
     if options.setdefault("layer_norm", "pre") is None:
         raise ValueError("layer_norm=None contradicts the weights: they have layer norm")
+
+
+def _load_srupp(entries: dict[str, Tensor], prefix: str, options: dict[str, Any]) -> SRUpp:
+    """Build an `SRUpp` from its weights and check every one of them."""
+
+    def shape(key: str, dims: int) -> tuple[int, ...]:
+        if key not in entries:
+            raise ValueError(f"missing key {prefix}{key}")
+        if entries[key].dim() != dims:
+            raise ValueError(
+                f"{prefix}{key} must have {dims} dimensions, got {tuple(entries[key].shape)}"
+            )
+        return tuple(entries[key].shape)
+
+    num_layers = 1 + max(int(n) for key in entries for n in re.findall(r"^rnn_lst\.(\d+)\.", key))
+    module = "rnn_lst.0.transform_module"
+    proj_size, features = shape(f"{module}.linear1.weight", 2)
+    width = shape("rnn_lst.0.weight_c", 1)[0] // 2
+    directions = 2 if options.get("bidirectional", False) else 1
+    if width % directions:
+        raise ValueError(f"bidirectional=True contradicts the weights: {width} outputs are odd")
+    first = "input_to_hidden.weight" in entries
+    input_size = shape("input_to_hidden.weight", 2)[1] if first else features
+    reason = "the shapes of the first layer's weights"
+    _agree(
+        options, "proj_input_to_hidden_first", first, f"input_to_hidden.weight is there: {first}"
+    )
+    for name, size in (
+        ("input_size", input_size),
+        ("hidden_size", width // directions),
+        ("proj_size", proj_size),
+        ("num_layers", num_layers),
+    ):
+        _agree(options, name, size, reason)
+    attentive = [
+        f"rnn_lst.{i}.transform_module.linear3.weight" in entries for i in range(num_layers)
+    ]
+    options |= _attention_of(attentive, options)
+    attn_layer_norm = f"{module}.layer_norm.weight" in entries
+    _agree(options, "attn_layer_norm", attn_layer_norm, f"{module}.layer_norm.weight")
+    layer_norm = "rnn_lst.0.layer_norm.weight" in entries
+    _agree(options, "layer_norm", layer_norm, "rnn_lst.0.layer_norm.weight")
+    if layer_norm and features != width:
+        normalized = shape("rnn_lst.0.layer_norm.weight", 1)[0]
+        _agree(options, "normalize_after", normalized == width, f"{normalized} are normalised")
+    scale = float(entries.get("rnn_lst.0.scale_x", torch.ones(1)))
+    _agree(options, "rescale", scale != 1, f"rnn_lst.0.scale_x is {scale:.7g}")
+    if scale > 1:
+        options.setdefault("highway_bias", math.log((scale**2 - 1) / 2))
+
+    with torch.device("meta"):  # every entry is replaced below
+        srupp = SRUpp(**options)
+    expected = srupp.state_dict()
+    for key in sorted(expected.keys() - entries.keys()):
+        raise ValueError(f"missing key {prefix}{key}: expected {tuple(expected[key].shape)}")
+    for key, tensor in entries.items():
+        if key not in expected:
+            raise ValueError(f"unexpected key {prefix}{key}: an SRUpp with {options} has none such")
+        if tensor.shape != expected[key].shape:
+            raise ValueError(
+                f"{prefix}{key} must have shape {tuple(expected[key].shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    srupp.load_state_dict({key: tensor.clone() for key, tensor in entries.items()}, assign=True)
+    return srupp
+
+
+def _attention_of(attentive: list[bool], options: dict[str, Any]) -> dict[str, int]:
+    """Find the options that put attention where it is."""
+    layers = len(attentive)
+    choices = [{"attention_every_n_layers": n} for n in range(1, layers + 2)]
+    choices += [{"attention_last_n_layers": n} for n in range(layers + 1)]
+    given = {name: options[name] for name in options if name.startswith("attention_")}
+    for choice in choices:
+        every = choice.get("attention_every_n_layers", 1)
+        last = choice.get("attention_last_n_layers", layers)
+        where = [(i + 1) % every == 0 and layers - i <= last for i in range(layers)]
+        if where == attentive and given.items() <= choice.items():
+            return choice
+    layers_with = [i for i, has in enumerate(attentive) if has]
+    raise ValueError(
+        f"the weights have attention in layers {layers_with}, which attention_every_n_layers or "
+        f"attention_last_n_layers{f' as in {given}' if given else ''} cannot say"
+    )
 
 
 def _agree(options: dict[str, Any], name: str, found: Any, reason: str) -> None:

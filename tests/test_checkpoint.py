@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sru_asr import SRU, load_sru_checkpoint, reference
+from sru_asr import SRU, compat, load_sru_checkpoint, reference
 from sru_asr.sru import SRULayer
 
 StateDict = dict[str, Tensor]
@@ -314,12 +314,23 @@ MATRIX = torch.zeros(6, 18)
             r"missing key rnn_lst\.1\.layer_norm\.weight: rnn_lst\.0 has layer norm",
         ),
         ({"input_to_hidden.weight": MATRIX}, r"'input_to_hidden\.weight': .*nn\.Linear"),
-        ({"rnn_lst.0.transform_module.linear1.weight": MATRIX}, r"SRU\+\+ .* not supported yet"),
-        ({"rnn_lst.0.transform_module.alpha": torch.ones(1)}, r"SRU\+\+ .* not supported yet"),
-        ({"rnn_lst.0.transform_module.bias": torch.ones(1)}, "custom modules"),
-        ({"rnn_lst.0.custom_m.weight": MATRIX}, "custom modules"),
-        ({"rnn_lst.0.gain": torch.ones(18)}, "weight normalisation"),
-        ({"ln_lst.0.a": torch.ones(6)}, "layer norm of sru 2.1"),
+        (
+            {"input_to_hidden.weight": MATRIX.T},
+            r"input_to_hidden\.weight must have shape \(6, inpu",
+        ),
+        ({"rnn_lst.0.transform_module.linear1.weight": MATRIX}, r"missing key rnn_lst\.0\.transfo"),
+        ({"rnn_lst.0.transform_module.alpha": torch.ones(1)}, r"missing key .*\.linear1\.weight"),
+        (
+            {"rnn_lst.0.transform_module.bias": torch.ones(1)},
+            r"module\.bias'.* custom module .*compat",
+        ),
+        ({"rnn_lst.0.custom_m.weight": MATRIX}, r"'rnn_lst\.0\.custom_m\.weight'.*compat\.SRU"),
+        ({"rnn_lst.0.gain": torch.ones(17)}, r"rnn_lst\.0\.gain must have shape \(18,\)"),
+        ({"ln_lst.0.a": torch.ones(6)}, r"missing key ln_lst\.0\.b: expected .* \(6,\)"),
+        (
+            {"ln_lst.0.a": torch.ones(6), "ln_lst.0.b": torch.ones(6)},
+            r"unexpected key rnn_lst\.0\.layer_norm\.bias: it does not go with",
+        ),
     ],
 )
 def test_bad_key_is_named(change: dict[str, Tensor | None], message: str) -> None:
@@ -333,6 +344,20 @@ def test_bad_key_is_named(change: dict[str, Tensor | None], message: str) -> Non
         load_sru_checkpoint(state)
 
 
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (SRU(6, 6), r"unexpected key 'layers\.0\.weight': .*sru_asr\.SRU: use its own load_state"),
+        (nn.GRU(6, 6), r"unexpected key 'weight_ih_l0': .*torch\.nn\.GRU.*train an SRU anew"),
+        (nn.Sequential(nn.LSTM(6, 6)), r"unexpected key '0\.weight_ih_l0'"),
+        (nn.Linear(6, 6), r"no key that begins with 'rnn_lst\.0\.', .*it begins with 'weight'"),
+    ],
+)
+def test_weights_of_something_else_are_named(module: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_sru_checkpoint(module.state_dict())
+
+
 def test_what_is_no_weight_is_refused() -> None:
     state: dict[str, Any] = dict(old_state_dict([6, 6]))
     with pytest.raises(TypeError, match=r"rnn_lst\.0\.bias must be a floating-point tensor"):
@@ -341,3 +366,235 @@ def test_what_is_no_weight_is_refused() -> None:
         load_sru_checkpoint(state | {"rnn_lst.0.bias": [0.0] * 12})
     with pytest.raises(ValueError, match=r"no key that begins with 'model\.rnn_lst\.0\.'"):
         load_sru_checkpoint(state, prefix="model.")
+
+
+# What only some releases stored
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"highway": False},
+        {"rescale": False, "projection": 3},
+        {"highway_bias": -2.0, "layer_norm": "post"},
+    ],
+    ids=str,
+)
+def test_a_matrix_before_the_first_layer(options: dict[str, Any], directions: int) -> None:
+    state = old_state_dict([6, 6, 6], directions=directions, **options)
+    matrix = torch.randn(6, 4, dtype=torch.float64)
+    given = {name: options[name] for name in ("highway", "layer_norm") if name in options}
+    sru = load_sru_checkpoint(
+        state | {"input_to_hidden.weight": matrix}, bidirectional=directions == 2, **given
+    )
+    x = torch.randn(7, 2, 4, dtype=torch.float64)
+    expected, finals = old_forward(
+        state,
+        x @ matrix.T,
+        torch.zeros(2, 2, 6, dtype=torch.float64),
+        directions=directions,
+        layer_norm=options.get("layer_norm"),
+        highway=options.get("highway", True),
+    )
+    output, c_n = sru(x)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    by_direction = finals.unflatten(-1, (directions, -1)).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(c_n, by_direction, rtol=0, atol=1e-12)
+
+
+def test_layer_norm_after_a_first_matrix_must_be_said() -> None:
+    state = old_state_dict([6, 6], layer_norm="pre")
+    state["input_to_hidden.weight"] = torch.randn(6, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"'input_to_hidden\.weight'.*layer_norm='post'.*Linear"):
+        load_sru_checkpoint(state)
+    assert layers_of(load_sru_checkpoint(state, layer_norm="post"))[0].layer_norm == "post"
+    with pytest.raises(ValueError, match="highway=False contradicts"):
+        load_sru_checkpoint(state, layer_norm="post", highway=False)
+
+
+def test_weight_norm_is_multiplied_in() -> None:
+    state = old_state_dict([5, 6, 6])
+    expected = load_sru_checkpoint(state)
+    for i in range(2):
+        weight = state[f"rnn_lst.{i}.weight"]
+        state[f"rnn_lst.{i}.gain"] = weight.square().sum(0).sqrt()
+        state[f"rnn_lst.{i}.weight"] = weight * torch.linspace(1, 3, weight.shape[1])
+    loaded = load_sru_checkpoint(state)
+    torch.testing.assert_close(list(loaded.parameters()), list(expected.parameters()))
+
+
+def test_layer_norm_of_2_1_has_its_own_variance_and_epsilon() -> None:
+    state = old_state_dict([5, 6, 6])
+    gains, shifts = torch.randn(2, 2, 6, dtype=torch.float64)
+    for i in range(2):
+        state |= {f"ln_lst.{i}.a": gains[i], f"ln_lst.{i}.b": shifts[i]}
+    x = 1e-3 * torch.randn(7, 2, 5, dtype=torch.float64)  # small: epsilon matters
+    sru = load_sru_checkpoint(state)
+    h, c0 = x, torch.zeros(1, 2, 6, dtype=torch.float64)
+    for i in range(2):
+        layer = {k.replace(f".{i}.", ".0."): t for k, t in state.items() if f"rnn_lst.{i}." in k}
+        h, _ = old_forward(layer, h, c0, directions=1, layer_norm=None, highway=True)
+        deviation = (h.var(-1, keepdim=True) + 1e-6).sqrt()
+        h = gains[i] * (h - h.mean(-1, keepdim=True)) / deviation + shifts[i]
+    torch.testing.assert_close(sru(x)[0], h, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="layer_norm='pre' contradicts"):
+        load_sru_checkpoint(state, layer_norm="pre")
+
+
+# SRU++
+
+
+def srupp_state_dict(
+    features: int,
+    width: int,
+    bottleneck: int,
+    attentive: list[bool],
+    *,
+    first: bool = False,
+    layer_norm: str | None = None,
+    attention_norm: bool = True,
+    scale: float = 1.0,
+) -> StateDict:
+    """Make random weights in the layout of 3.0-dev's SRUpp."""
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64) / 2
+
+    state = {}
+    if first:
+        state["input_to_hidden.weight"] = random(width, features)
+        features = width
+    for i, attends in enumerate(attentive):
+        columns = width * (3 if features == width else 4)
+        part = {"linear1.weight": random(bottleneck, features)}
+        if attends:
+            part["linear2.weight"] = random(2 * bottleneck, bottleneck)
+            part["alpha"] = random(1)
+        part[f"linear{3 if attends else 2}.weight"] = random(columns, bottleneck)
+        if attention_norm:
+            part |= {"layer_norm.weight": random(bottleneck), "layer_norm.bias": random(bottleneck)}
+        state |= {f"rnn_lst.{i}.transform_module.{key}": t for key, t in part.items()}
+        state[f"rnn_lst.{i}.weight_c"] = random(2 * width)
+        state[f"rnn_lst.{i}.bias"] = random(2 * width)
+        state[f"rnn_lst.{i}.scale_x"] = torch.tensor([scale], dtype=torch.float64)
+        if layer_norm is not None:
+            normed = features if layer_norm == "pre" else width
+            state[f"rnn_lst.{i}.layer_norm.weight"] = random(normed)
+            state[f"rnn_lst.{i}.layer_norm.bias"] = random(normed)
+        features = width
+    return state
+
+
+def srupp_forward(
+    state: StateDict, x: Tensor, c0: Tensor, directions: int, heads: int, layer_norm: str | None
+) -> tuple[Tensor, Tensor]:
+    """Run the layers as their equations read; see docs/architecture.md."""
+    finals = []
+    if "input_to_hidden.weight" in state:
+        x = x @ state["input_to_hidden.weight"].T
+    for i, c in enumerate(c0):
+        part = {k.removeprefix(f"rnn_lst.{i}."): t for k, t in state.items()}
+        inner = {k.removeprefix("transform_module."): t for k, t in part.items()}
+
+        def norm(h: Tensor, own: StateDict) -> Tensor:
+            if "layer_norm.weight" not in own:
+                return h
+            centred = h - h.mean(-1, keepdim=True)
+            deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            return centred / deviation * own["layer_norm.weight"] + own["layer_norm.bias"]
+
+        outer = {k: t for k, t in part.items() if k.startswith("layer_norm")}
+        within = {
+            k.removeprefix("transform_module."): t
+            for k, t in part.items()
+            if k.startswith("transform_module.layer_norm")
+        }
+        z = (norm(x, outer) if layer_norm == "pre" else x) @ inner["linear1.weight"].T
+        if "linear3.weight" in inner:
+            k, v = (z @ inner["linear2.weight"].T).unflatten(-1, (2, heads, -1)).unbind(2)
+            q = z.unflatten(-1, (heads, -1))
+            scores = torch.einsum("tbhd,sbhd->bhts", q, k) / math.sqrt(q.shape[-1])
+            a = torch.einsum("bhts,sbhd->tbhd", scores.softmax(-1), v).flatten(2)
+            z, last = z + inner["alpha"] * a, inner["linear3.weight"]
+        else:
+            last = inner["linear2.weight"]
+        width = c.shape[-1]
+        u = (norm(z, within) @ last.T).unflatten(-1, (width, -1)).transpose(-1, -2)
+        h, c_n = reference.sru_recurrence(
+            u,
+            part["weight_c"].reshape(2, width),
+            part["bias"].reshape(2, width),
+            x if u.shape[2] == 3 else None,
+            c,
+            bidirectional=directions == 2,
+            alpha=part["scale_x"].item(),
+        )
+        x = norm(h, outer) if layer_norm == "post" else h
+        finals.append(c_n)
+    return x, torch.stack(finals)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("features", [6, 5], ids=["3matrices", "4matrices"])
+@pytest.mark.parametrize(
+    ("made", "given"),
+    [
+        ({"attentive": [True, True]}, {"num_heads": 2}),
+        ({"attentive": [False, True, False]}, {}),
+        ({"attentive": [False, False, True, True]}, {"num_heads": 4}),
+        ({"attentive": [False], "attention_norm": False}, {}),
+        ({"attentive": [True, True], "layer_norm": "pre", "first": True}, {}),
+        ({"attentive": [True], "layer_norm": "post", "scale": 2.0}, {"normalize_after": True}),
+    ],
+    ids=str,
+)
+def test_srupp_computes_its_equations(
+    made: dict[str, Any], given: dict[str, Any], features: int, directions: int
+) -> None:
+    if features == 6:
+        made = {**made, "first": False}  # the old package had no such matrix then
+    state = srupp_state_dict(features, 6, 4, **made)
+    srupp = load_sru_checkpoint(state, bidirectional=directions == 2, **given)
+    assert isinstance(srupp, compat.SRUpp)
+    assert set(srupp.state_dict()) == set(state)
+    x = torch.randn(7, 2, features, dtype=torch.float64)
+    c0 = torch.randn(len(made["attentive"]), 2, 6, dtype=torch.float64)
+    expected = srupp_forward(
+        state, x, c0, directions, given.get("num_heads", 1), made.get("layer_norm")
+    )
+    output, c_n, _ = srupp(x, c0)
+    torch.testing.assert_close(output, expected[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(c_n, expected[1], rtol=0, atol=1e-12)
+    state["rnn_lst.0.bias"].zero_()
+    assert srupp.rnn_lst[0].bias.abs().max() > 0  # memory of its own
+    assert load_sru_checkpoint(state, dtype=torch.float32, **given)(x.float())[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"rnn_lst.0.transform_module.alpha": None}, {}, r"missing key rnn_lst\.0\.tran.*\.alpha"),
+        ({"rnn_lst.0.weight_c": None}, {}, r"missing key rnn_lst\.0\.weight_c"),
+        ({"rnn_lst.1.weight": MATRIX}, {}, r"unexpected key rnn_lst\.1\.weight: an SRUpp with"),
+        ({"rnn_lst.1.bias": MATRIX}, {}, r"rnn_lst\.1\.bias must have shape \(12,\), got \(6, 18"),
+        ({}, {"num_layers": 3}, "num_layers=3 contradicts the weights"),
+        ({}, {"attention_every_n_layers": 2}, r"in layers \[0, 1\], which .* as in .* cannot say"),
+        ({}, {"attn_layer_norm": False}, "attn_layer_norm=False contradicts"),
+        ({}, {"rescale": True}, "rescale=True contradicts"),
+        ({}, {"num_heads": 3}, "multiple of num_heads"),
+    ],
+)
+def test_srupp_bad_key_is_named(
+    change: dict[str, Tensor | None], options: dict[str, Any], message: str
+) -> None:
+    state = srupp_state_dict(6, 6, 4, [True, True])
+    for key, tensor in change.items():
+        if tensor is None:
+            del state[key]
+        else:
+            state[key] = tensor
+    with pytest.raises(ValueError, match=message):
+        load_sru_checkpoint(state, **options)
