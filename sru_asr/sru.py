@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,16 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from sru_asr.padding import padding_mask
 from sru_asr.product import linear
 from sru_asr.recurrence import Recurrence
+
+# Keys of other architectures' state_dicts, and what to do with one.
+_FOREIGN = {
+    "rnn_lst.0.weight_c": (
+        "weights of the old sru package; sru_asr.load_sru_checkpoint makes an SRU of them"
+    ),
+    "weight_ih_l0": (
+        "weights of torch.nn.GRU, LSTM or RNN, which compute something else; train the SRU anew"
+    ),
+}
 
 
 class SRULayer(nn.Module):
@@ -266,6 +278,21 @@ class SRU(nn.Module):
             if isinstance(module, SRULayer):
                 module.reset_parameters()
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights, as any module does; say what others are, which have other keys.
+
+        Raises
+        ------
+        RuntimeError
+            When keys or shapes do not fit, unless not ``strict``.
+        """
+        for key, advice in _FOREIGN.items():
+            if strict and key in state_dict:
+                raise RuntimeError(f"unexpected key {key!r} in state_dict: {advice}")
+        return super().load_state_dict(state_dict, strict, assign)
+
     def flatten_parameters(self) -> None:
         """Do nothing: there is no fused buffer to rebuild. Kept for nn.GRU's users."""
 
@@ -298,6 +325,11 @@ class SRU(nn.Module):
         ValueError, TypeError
             When an argument's shape or type does not fit; the message names it.
         """
+        if hx is not None and not isinstance(hx, Tensor):
+            raise TypeError(
+                f"hx must be a Tensor, got {type(hx).__name__}: there is one state, not nn.LSTM's "
+                "pair; pass the c_n that an earlier call returned"
+            )
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None for a PackedSequence, which has its own")
@@ -338,7 +370,10 @@ class SRU(nn.Module):
         if hx is not None:
             expected = (self.num_layers * directions, batch, self.hidden_size)
             if tuple(hx.shape) != expected:
-                raise ValueError(f"hx must have shape {expected}, got {tuple(hx.shape)}")
+                raise ValueError(
+                    f"hx must have shape (num_layers * directions, batch, hidden_size) = {expected}"
+                    f", got {tuple(hx.shape)}{self._advice(hx, batch)}"
+                )
             # (layers, dirs, B, H) -> per layer (B, dirs * H)
             by_layer = hx.unflatten(0, (self.num_layers, directions)).transpose(1, 2).flatten(2)
             states = list(by_layer.unbind(0))
@@ -353,6 +388,14 @@ class SRU(nn.Module):
             finals.append(c_n)
         c_n = torch.stack(finals).unflatten(-1, (directions, self.hidden_size))
         return x, c_n.transpose(1, 2).flatten(0, 1)
+
+    def _advice(self, hx: Tensor, batch: int) -> str:
+        if tuple(hx.shape) == (self.num_layers, batch, self.output_size):
+            return (
+                ", the old sru package's layout: "
+                "hx.unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1) turns it into this one"
+            )
+        return "; c_n of a stack with the same num_layers and bidirectional has that shape"
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

@@ -8,6 +8,8 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -340,6 +342,8 @@ def test_wrong_options_are_named(options, name):
         ((torch.zeros(5, 2, 3), torch.zeros(1, 3, 4)), ValueError, "hx"),
         ((torch.zeros(5, 2, 3), torch.zeros(2, 4)), ValueError, "hx"),
         ((torch.zeros(5, 3), torch.zeros(1, 1, 4)), ValueError, "hx"),
+        ((torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4),) * 2), TypeError, "hx .*tuple.*nn.LSTM"),
+        ((torch.zeros(5, 3), (torch.zeros(1, 4),) * 2), TypeError, "hx .* got tuple"),
         ((torch.zeros(5, 2, 3), None, torch.tensor([5, 6])), ValueError, "lengths"),
         ((torch.zeros(5, 2, 3), None, torch.tensor([-1, 5])), ValueError, "lengths"),
         ((torch.zeros(5, 2, 3), None, torch.tensor([5])), ValueError, "lengths"),
@@ -354,6 +358,104 @@ def test_wrong_options_are_named(options, name):
 def test_wrong_arguments_are_named(arguments, error, name):
     with pytest.raises(error, match=name):
         SRU(3, 4)(*arguments)
+
+
+def test_states_of_another_number_of_layers_are_named():
+    sru = SRU(3, 4, num_layers=2, bidirectional=True)
+    x = torch.zeros(5, 2, 3)
+    for layers in (1, 2, 3, 5):
+        with pytest.raises(
+            ValueError, match=rf"hx .*= \(4, 2, 4\), got \({layers}, 2, 4\); c_n of"
+        ):
+            sru(x, torch.zeros(layers, 2, 4))
+    old = torch.randn(2, 2, 8)  # what the old package would take
+    with pytest.raises(ValueError, match=r"the old sru package's layout: hx\.unflatten"):
+        sru(x, old)
+    sru(x, old.unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("rnn_lst.0.weight_c", "old sru package; sru_asr.load_sru_checkpoint"),
+        ("weight_ih_l0", "torch.nn.GRU, LSTM or RNN, .* train the SRU anew"),
+    ],
+)
+def test_foreign_weights_are_named(key, advice):
+    sru = SRU(3, 4)
+    with pytest.raises(RuntimeError, match=rf"unexpected key '{key}' .*: weights of .*{advice}"):
+        sru.load_state_dict({key: torch.zeros(3)})
+    assert key in sru.load_state_dict({key: torch.zeros(3)}, strict=False).unexpected_keys
+
+
+# Tools that take a module's parameters in hand
+
+
+def test_pruned():
+    sru = SRU(3, 4, num_layers=2, projection_size=2)
+    layer, x = sru.layers[0], torch.randn(5, 2, 3)
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+    prune.random_unstructured(layer, "projection", amount=1)
+    mask = layer.weight_mask
+    assert mask.mean() == 0.5 and layer.weight[mask == 0].eq(0).all()
+    output, _ = sru(x)
+    output.sum().backward()
+    assert layer.weight_orig.grad[mask == 0].eq(0).all()
+    assert layer.weight_orig.grad[mask == 1].ne(0).any()
+    with torch.no_grad():  # inference goes another way
+        torch.testing.assert_close(sru.eval()(x)[0], output)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(sru))(x)[0], output)
+    prune.remove(layer, "weight")
+    torch.testing.assert_close(sru(x)[0], output)
+
+
+@pytest.mark.parametrize("parametrize", [weight_norm, orthogonal])
+def test_parametrized(parametrize):
+    sru = SRU(4, 4, num_layers=2, dtype=torch.float64)
+    layer, x = sru.layers[0], torch.randn(5, 2, 4, dtype=torch.float64)
+    before, _ = sru(x)
+    parametrize(layer, "weight")
+    output, _ = sru(x)
+    if parametrize is weight_norm:
+        torch.testing.assert_close(output, before)
+    output.sum().backward()
+    gradients = [p.grad for p in layer.parametrizations.weight.parameters()]
+    assert gradients and all(g.isfinite().all() and g.ne(0).any() for g in gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(sru.eval()(x)[0], output)
+    copied = copy.deepcopy(sru)
+    copied.load_state_dict(sru.state_dict())
+    torch.testing.assert_close(copied(x)[0], output)
+
+
+def train_in_a_group(rank, address, state, x, lengths, gradients):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    sru = SRU(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    sru.load_state_dict(state)
+    parallel = torch.nn.parallel.DistributedDataParallel(sru)
+    mine = slice(2 * rank, 2 * rank + 2)
+    packed = pack_padded_sequence(x[:, mine], lengths[mine], enforce_sorted=False)
+    for _ in range(2):  # the second round uses the buckets that the first has settled
+        parallel.zero_grad()
+        output, c_n = parallel(packed)
+        (output.data.square().sum() + c_n.sum()).backward()
+    if rank == 0:
+        torch.save([p.grad for p in sru.parameters()], gradients)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_distributed_gradients_are_those_of_one_process(tmp_path):
+    sru = SRU(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x, lengths = torch.randn(6, 4, 3, dtype=torch.float64), torch.tensor([2, 6, 1, 5])
+    output, c_n = sru(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    (output.data.square().sum() + c_n.sum()).backward()
+    address, gradients = f"file://{tmp_path}/group", tmp_path / "gradients.pt"
+    arguments = (address, sru.state_dict(), x, lengths, gradients)
+    torch.multiprocessing.spawn(train_in_a_group, arguments, nprocs=2)
+    for found, parameter in zip(torch.load(gradients), sru.parameters(), strict=True):
+        torch.testing.assert_close(2 * found, parameter.grad)  # averaged over the processes
 
 
 # Dropout
