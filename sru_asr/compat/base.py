@@ -39,7 +39,6 @@ class Cell(nn.Module):
         use_tanh: bool,
         highway_bias: float,
         has_skip_term: bool,
-        layer_norm: bool,
         rescale: bool,
         v1: bool,
         amp_recurrence_fp16: bool,
@@ -63,19 +62,30 @@ class Cell(nn.Module):
         self.normalize_after = normalize_after
         self.weight_c_init = weight_c_init
         self.num_matrices = 4 if has_skip_term and input_size != self.output_size else 3
-        self.weight_c = nn.Parameter(torch.empty(2 * self.output_size), requires_grad=not v1)
-        self.bias = nn.Parameter(torch.empty(2 * self.output_size))
+
+    def add_gates(self, layer_norm: bool) -> None:
+        """Add what follows the product, which comes first: optimizers go by parameters' order."""
+        size = 2 * self.output_size
+        self.weight_c = nn.Parameter(torch.empty(size), requires_grad=not self.v1)
+        self.bias = nn.Parameter(torch.empty(size))
         self.register_buffer("scale_x", torch.ones(1))
         self.layer_norm: nn.Module | None = None
         if layer_norm:
-            self.layer_norm = nn.LayerNorm(self.output_size if normalize_after else input_size)
+            features = self.output_size if self.normalize_after else self.input_size
+            self.layer_norm = nn.LayerNorm(features)
 
     @torch.no_grad()
-    def reset_biases(self) -> None:
-        """Set the gates' biases and the highway's scale to their initial values."""
+    def reset_parameters(self) -> None:
+        """Set the gates' biases and the highway's scale to initial values, and draw weight_c."""
         self.bias[: self.output_size].zero_()
         self.bias[self.output_size :].fill_(self.highway_bias)
         self.scale_x.fill_(self.scale() if self.rescale and self.has_skip_term else 1.0)
+        if self.v1:
+            self.weight_c.zero_()
+        elif self.weight_c_init is None:
+            self.weight_c.uniform_(-(3.0**0.5), 3.0**0.5).mul_(0.5**0.5)
+        else:
+            self.weight_c.uniform_(-self.weight_c_init, self.weight_c_init)
 
     def scale(self) -> float:
         """Return the highway's scale under ``rescale``."""
@@ -186,7 +196,7 @@ class Stack(nn.Module):
         self.use_layer_norm = layer_norm
         self.num_directions = 2 if bidirectional else 1
         self.nn_rnn_compatible_return = nn_rnn_compatible_return
-        self.input_to_hidden: nn.Module | None = None
+        self.input_to_hidden: nn.Linear | None = None
         if proj_input_to_hidden_first and input_size != self.output_size:
             self.input_to_hidden = nn.Linear(input_size, self.output_size, bias=False)
         self.rnn_lst = nn.ModuleList()
@@ -194,6 +204,7 @@ class Stack(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all initial values anew."""
         for cell in self.rnn_lst:
+            assert isinstance(cell, Cell)
             cell.reset_parameters()
         if self.input_to_hidden is not None:
             self.input_to_hidden.reset_parameters()
@@ -365,6 +376,13 @@ def of_layer(
     if len(modules) != num_layers:
         raise ValueError(f"{name} must have num_layers = {num_layers} modules, got {len(modules)}")
     return modules[layer]
+
+
+def reset_custom(module: nn.Module) -> None:
+    """Let a custom module draw its initial values anew, if it knows how to."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
 
 
 def complete(state: dict[str, Any], **defaults: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sru_asr.compat.base import (
     lanes_of_module,
     multiply,
     of_layer,
+    reset_custom,
 )
 
 __all__ = ["SRU", "SRUCell", "__version__"]
@@ -100,7 +101,6 @@ class SRUCell(Cell):
             use_tanh,
             highway_bias,
             has_skip_term,
-            layer_norm,
             rescale,
             v1,
             amp_recurrence_fp16,
@@ -116,14 +116,15 @@ class SRUCell(Cell):
             else:
                 self.register_parameter("weight_proj", None)
             self.weight = nn.Parameter(torch.empty(self.projection_size or input_size, columns))
+        self.add_gates(layer_norm)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw initial values: the old package's from the same seed."""
-        self.reset_biases()
-        half = 0.5**0.5
-        if self.custom_m is None:
+        if self.custom_m is not None:
+            reset_custom(self.custom_m)
+        else:
             for matrix in (self.weight, self.weight_proj):
                 if matrix is not None:
                     bound = (3.0 / matrix.shape[0]) ** 0.5
@@ -138,16 +139,8 @@ class SRUCell(Cell):
             if self.rescale and self.num_matrices == 4:
                 lanes[:, :, 3] *= self.scale()
             if not self.v1:
-                lanes[:, :, 1:3] *= half
-        elif hasattr(self.custom_m, "reset_parameters"):
-            self.custom_m.reset_parameters()
-        if self.v1:
-            self.weight_c.zero_()
-        elif self.weight_c_init is None:
-            self.weight_c.uniform_(-(3.0**0.5), 3.0**0.5)
-            self.weight_c *= half
-        else:
-            self.weight_c.uniform_(-self.weight_c_init, self.weight_c_init)
+                lanes[:, :, 1:3] *= 0.5**0.5
+        super().reset_parameters()
 
     def forward(
         self, input: Tensor, c0: Tensor | None = None, mask_pad: Tensor | None = None

@@ -21,6 +21,7 @@ from sru_asr.compat.base import (
     lanes_of_module,
     of_layer,
     pack,
+    reset_custom,
     unpack,
 )
 
@@ -77,7 +78,6 @@ class SRUCell(Cell):
             use_tanh,
             highway_bias,
             has_skip_term,
-            layer_norm,
             rescale,
             v1,
             amp_recurrence_fp16,
@@ -95,17 +95,14 @@ class SRUCell(Cell):
                     nn.Linear(projection_size, columns, bias=False),
                 )
         self.transform_module = transform_module
+        self.add_gates(layer_norm)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw initial values: the old package's from the same seed."""
-        self.reset_biases()
         _reset(self.transform_module)
-        if self.v1:
-            self.weight_c.zero_()
-        else:
-            self.weight_c.uniform_(-self.weight_c_init, self.weight_c_init)
+        super().reset_parameters()
 
     def forward(
         self, input: Tensor, c0: Tensor | None = None, mask_pad: Tensor | None = None
@@ -174,14 +171,15 @@ class SRU(SRUStack):
         self.projection_size = projection_size
         self.has_skip_term = has_skip_term
         self.amp_recurrence_fp16 = amp_recurrence_fp16
-        projections = [projection_size] * num_layers
-        if not isinstance(projection_size, int):
+        if isinstance(projection_size, int):
+            projections = [projection_size] * num_layers
+        elif len(projection_size) == num_layers:
             projections = list(projection_size)
-            if len(projections) != num_layers:
-                raise ValueError(
-                    f"projection_size must be an int or num_layers = {num_layers} of them, "
-                    f"got {len(projections)}"
-                )
+        else:
+            raise ValueError(
+                f"projection_size must be an int or num_layers = {num_layers} of them, "
+                f"got {len(projection_size)}"
+            )
         if self.input_to_hidden is not None:
             input_size = self.output_size
         self.rnn_lst.extend(
@@ -514,7 +512,10 @@ class SRUpp(Stack):
         self.proj_size = proj_size
         self.num_heads = num_heads
         if self.input_to_hidden is not None:
-            nn.init.xavier_uniform_(self.input_to_hidden.weight)
+            first = self.input_to_hidden
+            nn.init.xavier_uniform_(first.weight)
+            del self.input_to_hidden  # comes after the layers: optimizers go by parameters' order
+            self.input_to_hidden = first
             input_size = self.output_size
         for i in range(num_layers):
             features = input_size if i == 0 else self.output_size
@@ -663,8 +664,8 @@ def _reset(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif hasattr(module, "reset_parameters"):
-        module.reset_parameters()
     elif isinstance(module, nn.Sequential):
         for part in module:
             _reset(part)
+    else:
+        reset_custom(module)
