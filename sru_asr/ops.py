@@ -146,7 +146,9 @@ def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _keep_every(recompute: bool | str, u: Tensor, *others: Tensor | None) -> int:
     """Return the steps from one kept state to the next; 0 when no gradient will be asked for."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():
+        # A trace is checked against a second one without gradients, and both must be one graph.
+        # Where it is differentiated nonetheless, the backward pass makes the states.
         return 0
     if not any(t is not None and t.requires_grad for t in (u, *others)):
         return 0

@@ -6,6 +6,8 @@ from speechbrain.lobes.models.CRDNN import CRDNN
 from speechbrain.nnet.containers import LengthsCapableSequential, Sequential
 from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.RNN import GRU
+from speechbrain.utils.callchains import LengthsCapableChain, lengths_arg_exists
+from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
 
 import sru_asr
 from sru_asr.nnet import SRU
@@ -102,6 +104,28 @@ def test_lengths_capable_sequential_passes_the_lengths():
     assert output[0, 3:].eq(0).all()
 
 
+def test_call_chains_pass_the_lengths():
+    layer, x, lengths = SRU(4, input_size=6), torch.randn(2, 5, 6), torch.tensor([0.6, 1.0])
+    assert lengths_arg_exists(layer.forward)
+    chain = LengthsCapableChain(lambda x: -x, layer, lambda x: -x)
+    assert torch.equal(chain(x, lengths), -layer(-x, lengths=lengths)[0])
+    assert torch.equal(chain(lengths=lengths, x=x), chain(x, lengths))
+
+
+def test_checkpoints_average(tmp_path):
+    layer = SRU(4, input_size=6, bidirectional=True)
+    checkpointer = Checkpointer(tmp_path, recoverables={"layer": layer})
+    states = []
+    for error in (5, 4):
+        layer.rnn.reset_parameters()
+        states.append({name: value.clone() for name, value in layer.state_dict().items()})
+        checkpointer.save_and_keep_only(meta={"error": error}, min_keys=["error"], num_to_keep=2)
+    average = average_checkpoints(checkpointer.find_checkpoints(max_num_checkpoints=2), "layer")
+    layer.load_state_dict(average)
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
+
+
 @pytest.mark.parametrize("use_rnnp", [False, True])
 def test_as_rnn_class_of_crdnn(use_rnnp):
     model = CRDNN(
@@ -147,3 +171,17 @@ def test_an_input_size_is_needed():
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="hidden"):
         SRU(4, input_size=6, hidden=3)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_traced_where_gradients_are_enabled(bidirectional):
+    layer = SRU(4, input_size=6, num_layers=2, bidirectional=bidirectional)
+    traced = torch.jit.trace(layer, torch.randn(2, 5, 6))
+    for shape in ((2, 5, 6), (3, 9, 6)):
+        x = torch.randn(shape, requires_grad=True)
+        (gradient,) = torch.autograd.grad(traced(x)[0].square().sum(), x)
+        output, c_n = layer(x)
+        found = (*traced(x), gradient)
+        expected = (output, c_n, *torch.autograd.grad(output.square().sum(), x))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
