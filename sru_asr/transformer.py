@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class SRUTransformerASR(TransformerASR):
     Raises
     ------
     ValueError
-        When an option of TransformerASR's own encoders is given, or the model would be causal.
+        When an option of TransformerASR's own encoders is given, the model would be causal, or
+        sizes do not fit each other.
 
     Examples
     --------
@@ -109,12 +111,13 @@ class SRUTransformerASR(TransformerASR):
         recompute: bool | str = "auto",
         **refused: Any,
     ) -> None:
-        for name in refused:
-            if name not in ENCODER_OPTIONS:
-                raise TypeError(f"SRUTransformerASR has no option {name!r}")
+        unknown = [name for name in refused if name not in ENCODER_OPTIONS]
+        if unknown:
+            raise TypeError(f"SRUTransformerASR has no option {', '.join(map(repr, unknown))}")
+        if refused:
             raise ValueError(
-                f"SRUTransformerASR has no option {name!r}: it belongs to the encoders of "
-                "TransformerASR, and this encoder is SRU++; remove it from the YAML"
+                f"SRUTransformerASR has no option {', '.join(map(repr, refused))}: it belongs to "
+                "the encoders of TransformerASR, and this encoder is SRU++; remove it from the YAML"
             )
         if causal:
             raise ValueError("causal must be False: the SRU++ encoder runs in both directions")
@@ -122,12 +125,17 @@ class SRUTransformerASR(TransformerASR):
         if size % 2:
             name = "d_model" if encoder_size is None else "encoder_size"
             raise ValueError(f"{name} must be even (half for each direction), got {size}")
+        if num_decoder_layers and d_model % nhead:
+            raise ValueError(
+                f"d_model must be a multiple of nhead, the decoder's attention heads; got d_model "
+                f"{d_model} and nhead {nhead}"
+            )
         super().__init__(
             tgt_vocab,
             input_size,
             d_model=d_model,
-            nhead=nhead,
-            # Its own encoder is replaced below, but it insists on some layer.
+            # Its own encoder is replaced below, but it insists on some layer, whose heads must fit.
+            nhead=nhead if num_decoder_layers else 1,
             num_encoder_layers=0 if num_decoder_layers else 1,
             num_decoder_layers=num_decoder_layers,
             d_ffn=d_ffn,
@@ -155,12 +163,13 @@ class SRUTransformerASR(TransformerASR):
             recompute=recompute,
         )
         self.encoder = MaskedEncoder(stack, d_model, output_hidden_states)
+        self.input_size = input_size
 
     def forward(
         self, src: Tensor, tgt: Tensor | None, wav_len: Tensor | None = None, pad_idx: int = 0
     ) -> Any:
         """Encode and decode; see TransformerASR. What stands in the padding has no effect."""
-        return super().forward(self._clear(src, wav_len), tgt, wav_len, pad_idx)
+        return super().forward(self._checked(src, wav_len), tgt, wav_len, pad_idx)
 
     def encode(
         self,
@@ -170,16 +179,22 @@ class SRUTransformerASR(TransformerASR):
         dynchunktrain_config: Any = None,
     ) -> Any:
         """Encode; see TransformerASR. What stands in the padding has no effect."""
-        return super().encode(self._clear(src, wav_len), wav_len, pad_idx, dynchunktrain_config)
+        return super().encode(self._checked(src, wav_len), wav_len, pad_idx, dynchunktrain_config)
 
-    @staticmethod
-    def _clear(src: Tensor, wav_len: Tensor | None) -> Tensor:
-        # Before the first linear layer: 0 * NaN would reach its weights' gradient.
+    def _checked(self, src: Tensor, wav_len: Tensor | None) -> Tensor:
+        features = tuple(src.shape[2:])
+        if math.prod(features) != self.input_size or not features:
+            raise ValueError(
+                f"src must have shape (B, T, features) with input_size={self.input_size} features, "
+                f"got {tuple(src.shape)}; set input_size to what the module before gives: for a "
+                "convolutional front end, its channels times its frequencies"
+            )
+        # Cleared before the first linear layer: 0 * NaN would reach its weights' gradient.
         steps = steps_of(wav_len, src.shape[0], src.shape[1], "wav_len")
         if steps is None:
             return src
         padded = padding_mask(steps, src.shape[1])
-        return src.masked_fill(padded.view(padded.shape + (1,) * (src.dim() - 2)), 0)
+        return src.masked_fill(padded.view(padded.shape + (1,) * len(features)), 0)
 
 
 class MaskedEncoder(nn.Module):
@@ -221,15 +236,15 @@ class MaskedEncoder(nn.Module):
         hidden_states : list of Tensor
             Each layer's output, with ``output_hidden_states`` only.
         """
-        for name, value in (
-            ("dynchunktrain_config", dynchunktrain_config),
-            ("src_mask", src_mask),
-            ("pos_embs", pos_embs),
+        for name, value, remedy in (
+            ("dynchunktrain_config", dynchunktrain_config, "; set streaming: False in the YAML"),
+            ("src_mask", src_mask, ""),
+            ("pos_embs", pos_embs, ""),
         ):
             if value is not None:
                 raise ValueError(
                     f"{name} must be None: the SRU++ encoder runs in both directions over the "
-                    "whole sequence, so it cannot stream or look at a part of it"
+                    f"whole sequence, so it cannot stream or look at a part of it{remedy}"
                 )
         steps = None
         if src_key_padding_mask is not None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 from speechbrain.lobes.models.transformer.TransformerASR import EncoderWrapper, TransformerASR
@@ -129,6 +130,7 @@ def test_lengths_that_are_not_relative_are_refused(call, wav_len, error):
         {"causal": True},
         {"encoder_size": 7},
         {"d_model": 7, "nhead": 1},
+        {"d_model": 10, "nhead": 4},
         {"num_heads": 3, "projection_size": 4},
         {"num_encoder_layers": 0},
     ],
@@ -140,13 +142,43 @@ def test_options_that_make_no_sense_are_refused_by_name(options):
         build(**options)
 
 
+def test_a_yaml_that_keeps_its_encoders_options_is_told_all_of_them():
+    yaml = """
+        d_model: 8
+        Transformer: !new:sru_asr.SRUTransformerASR
+            input_size: 6
+            tgt_vocab: 7
+            d_model: !ref <d_model>
+            nhead: 2
+            encoder_module: conformer
+            attention_type: RelPosMHAXL
+        """
+    message = "SRUTransformerASR.*'encoder_module', 'attention_type'.*remove it from the YAML"
+    with pytest.raises(ValueError, match=message):
+        load_hyperpyyaml(yaml)
+
+
+@pytest.mark.parametrize("call", ["encode", "forward"])
+@pytest.mark.parametrize("shape", [(2, 9, 8), (2, 9, 3, 3), (2, 9)], ids=str)
+def test_features_that_are_not_the_inputs_are_named(call, shape):
+    model, src = build(), torch.randn(shape)
+    arguments = (src,) if call == "encode" else (src, torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="input_size=6 features.*set input_size to"):
+        getattr(model, call)(*arguments)
+
+
+def test_heads_matter_to_a_decoder_only():
+    model = build(num_decoder_layers=0, nhead=3)
+    assert model.encode(torch.randn(2, 9, 6)).shape == (2, 9, 8)
+
+
 def test_unknown_options_are_a_type_error():
     with pytest.raises(TypeError, match="num_encoder_layer'"):
         build(num_encoder_layer=3)
 
 
 def test_streaming_is_refused_by_name():
-    with pytest.raises(ValueError, match="dynchunktrain_config must be None"):
+    with pytest.raises(ValueError, match="dynchunktrain_config must be None.*streaming: False"):
         build().encode(torch.randn(2, 9, 6), dynchunktrain_config=DynChunkTrainConfig(4, 1))
 
 
