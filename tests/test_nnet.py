@@ -107,7 +107,8 @@ def test_lengths_capable_sequential_passes_the_lengths():
 def test_call_chains_pass_the_lengths():
     layer, x, lengths = SRU(4, input_size=6), torch.randn(2, 5, 6), torch.tensor([0.6, 1.0])
     assert lengths_arg_exists(layer.forward)
-    chain = LengthsCapableChain(lambda x: -x, layer, lambda x: -x)
+    # Given a module, the chain would look at its __call__, which names no arguments.
+    chain = LengthsCapableChain(lambda x: -x, layer.forward, lambda x: -x)
     assert torch.equal(chain(x, lengths), -layer(-x, lengths=lengths)[0])
     assert torch.equal(chain(lengths=lengths, x=x), chain(x, lengths))
 

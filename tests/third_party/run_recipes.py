@@ -105,6 +105,9 @@ CRDNN = {
     "rnn_neurons": "32",
     "dnn_blocks": "1",
     "dnn_neurons": "32",
+    "opt_class": "!name:torch.optim.Adam",  # Adadelta needs more steps than there are here
+    "lr": "0.005",
+    "lr_annealing": "{patient: 100}",  # error rates say nothing so early
 }
 RECIPES = [
     Recipe(
@@ -120,7 +123,7 @@ RECIPES = [
             "lm_weight": LM_WEIGHT,
             "valid_beam_size": "2",
             "test_beam_size": "4",
-            "number_of_epochs": "30",
+            "number_of_epochs": "60",
             "avg_checkpoints": "2",
         },
     ),
@@ -134,7 +137,7 @@ RECIPES = [
             "lr_model": "0.01",
             "beam_size": "10",
             "grad_accumulation_factor": "1",
-            "number_of_epochs": "20",
+            "number_of_epochs": "80",
             "avg_checkpoints": "2",
         },
     ),
@@ -153,7 +156,7 @@ RECIPES = [
             "precision": "fp32",  # fp16 is for GPUs
             "beam_size": "2",
             "grad_accumulation_factor": "1",
-            "number_of_epochs": "20",
+            "number_of_epochs": "60",
             "avg_checkpoints": "2",
         },
     ),
@@ -171,8 +174,8 @@ RECIPES = [
             "lm_weight": LM_WEIGHT,
             "valid_beam_size": "2",
             "test_beam_size": "4",
-            "batch_size": "4",
-            "number_of_epochs": "20",
+            "batch_size": "2",
+            "number_of_epochs": "40",
         },
     ),
     Recipe(
@@ -180,7 +183,7 @@ RECIPES = [
         "recipes/TIMIT/ASR/CTC/train.py",
         "recipes/TIMIT/ASR/CTC/hparams/train.yaml",
         timit,
-        {**CRDNN, "batch_size": "4", "number_of_epochs": "20"},
+        {**CRDNN, "batch_size": "2", "number_of_epochs": "40"},
         search="wer_test.txt",
     ),
 ]
@@ -212,7 +215,9 @@ def run(recipe: Recipe, checkout: Path, folder: Path) -> list[str]:
     removed, added = changed_lines(diff.read_text(encoding="utf-8"))
     line = [recipe.name, f"-{removed} +{added}"]
     if status:
-        return [*line, "-", "-", f"{seconds:.0f}", f"failed: see {folder / 'output.txt'}"]
+        written = (folder / "output.txt").read_text(encoding="utf-8").splitlines()
+        print(*written[-30:], sep="\n", file=sys.stderr)
+        return [*line, "-", "-", f"{seconds:.0f}", "failed"]
     log_text = (output / "train_log.txt").read_text(encoding="utf-8")
     losses = [float(loss) for loss in re.findall(r"train loss: (\S+)", log_text)]
     scores = (output / recipe.search).read_text(encoding="utf-8")
