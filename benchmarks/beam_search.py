@@ -141,7 +141,7 @@ def trained(folder: Path, speech: Sequence[Path], csv: Path | None, device: str)
     Parameters
     ----------
     folder : Path
-        A model folder with a `JointBeamSearcher` as its decoder.
+        A model folder with a `JointBeamSearcher` as its decoder, or in a rescorer.
     speech : sequence of Path
         Recordings.
     csv : Path, optional
@@ -157,7 +157,7 @@ def trained(folder: Path, speech: Sequence[Path], csv: Path | None, device: str)
     from sru_asr.transcribe import load_model
 
     model = load_model(folder, device)
-    search = model.mods.decoder
+    search = getattr(model.mods.decoder, "searcher", model.mods.decoder)  # of a rescorer
     if not isinstance(search, JointBeamSearcher):
         raise TypeError(f"{folder}: decoder is a {type(search).__name__}, not JointBeamSearcher")
     modules = search.transformer, search.attention_output, search.ctc_output

@@ -451,7 +451,7 @@ def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[st
     assert done.returncode == 0, done.stdout + done.stderr
     score = json.loads((tmp_path / "results/score_valid.json").read_text())
     assert score["utterances"] == 103
-    assert score["decoder"] == "PhoneRescorer"
+    assert score["decoder"] == "JointBeamSearcher"
     assert (tmp_path / "results/model/hyperparams.yaml").is_file()
 
 
