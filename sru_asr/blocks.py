@@ -46,8 +46,7 @@ def suits_blocks(z: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     return (
         z.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not recorded()
         and type(z) is Tensor
         and native.why_missing("cpu") is None
         and not transformed(z, weight, *others)
@@ -55,6 +54,11 @@ def suits_blocks(z: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
         and torch.promote_types(dtype, torch.float32)
         == reference.compute_dtype(*(t for t in others if t is not None and t.is_floating_point()))
     )
+
+
+def recorded() -> bool:
+    """Say whether PyTorch makes a graph of what is computed, for other lengths too."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _dtype(z: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -74,6 +78,7 @@ def run_blocks(
     c0: Tensor | None,
     lengths: Tensor | None,
     options: Options,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Project and recur: what `sru_asr.ops.sru_recurrence` makes of ``u = z @ weight.T``.
 
@@ -86,6 +91,9 @@ def run_blocks(
     v, b, x, c0, lengths
         As in `sru_asr.ops.sru_recurrence`.
     options : Options
+    overwrite : bool
+        Whether ``h`` may take the memory of ``x``, of a long sequence: a layer's input is then
+        gone, and its output needs no memory of its own. Neither may overlap ``z``.
 
     Returns
     -------
@@ -121,18 +129,21 @@ def run_blocks(
     c = z.new_zeros(batch, width, dtype=compute)
     if c0 is not None:
         c.copy_(c0)
-    h = z.new_empty(steps, batch, width)
 
     row = weight.shape[0] * z.element_size()
     if steps * batch * row <= WHOLE_BYTES:
         u = linear(z, weight).unflatten(-1, (lanes, width))
+        h = z.new_empty(steps, batch, width)
         direction = "both" if options.bidirectional else "forward"
         ops.recurrence_inference(
             u, v, b, x, lengths, c, h, direction, options.alpha, options.activation
         )
         return h, c.to(dtype)
 
-    ops.prepare(h)
+    h = x if overwrite and x is not None else z.new_empty(steps, batch, width)
+    in_place = h is x
+    if not in_place:
+        ops.prepare(h)
     directions = ["forward", "backward"] if options.bidirectional else ["forward"]
     hidden = width // len(directions)
     rows = max(BLOCK_ROWS, BLOCK_BYTES // (row // len(directions)))
@@ -145,6 +156,9 @@ def run_blocks(
         for start in starts if direction == "forward" else reversed(starts):
             now = slice(start, start + block)
             u = linear(z[now].contiguous(), matrix).unflatten(-1, (lanes, hidden))
+            out = h[now, :, mine]
+            if in_place:  # the operator's output may not be its input
+                out = torch.empty_like(out, memory_format=torch.contiguous_format)
             ops.recurrence_inference(
                 u,
                 None if v is None else v[:, mine],
@@ -152,11 +166,13 @@ def run_blocks(
                 None if x is None else x[now, :, mine],
                 None if lengths is None else (lengths - start).clamp(0, len(u)),
                 state,
-                h[now, :, mine],
+                out,
                 direction,
                 options.alpha,
                 options.activation,
             )
+            if in_place:
+                h[now, :, mine] = out
         c[:, mine] = state
     return h, c.to(dtype)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from sru_asr.blocks import recorded
 from sru_asr.padding import padding_mask, steps_of
 from sru_asr.sru import check_dropout, check_lengths
-from sru_asr.srupp import SRUppLayer
+from sru_asr.srupp import ATTEND_ROWS, SRUppLayer, is_hooked
 
 
 class SRUEncoder(nn.Module):
@@ -43,6 +45,10 @@ class SRUEncoder(nn.Module):
         Recompute states in the backward pass instead of keeping them all (`sru_asr.ops`).
     output_hidden_states : bool
         Return a pair: the output, and the list that `encode_steps` gives.
+    attention_window : int, optional
+        Steps to each side that attention sees; the whole sequence by default. With a window, time
+        grows with T, not its square, in training too, and inference on the CPU goes along time
+        block by block: beyond input and output it needs little more than a layer's output.
 
     Attributes
     ----------
@@ -77,6 +83,7 @@ class SRUEncoder(nn.Module):
         highway_bias: float = -2.0,
         recompute: bool | str = "auto",
         output_hidden_states: bool = False,
+        attention_window: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -107,6 +114,7 @@ class SRUEncoder(nn.Module):
                 attention_dropout=attention_dropout,
                 highway_bias=highway_bias,
                 recompute=recompute,
+                window=attention_window,
             )
             for i in range(num_layers)
         )
@@ -134,8 +142,11 @@ class SRUEncoder(nn.Module):
         ValueError, TypeError
             When the input has the wrong shape, or lengths are not relative.
         """
-        outputs = self.encode_steps(x, steps_of(lengths, x.shape[0], x.shape[1]))
-        return (outputs[-1], outputs) if self.output_hidden_states else outputs[-1]
+        steps = steps_of(lengths, x.shape[0], x.shape[1])
+        if self.output_hidden_states:
+            outputs = self.encode_steps(x, steps)
+            return outputs[-1], outputs
+        return self.encode_last(x, steps)
 
     def encode_steps(self, x: Tensor, steps: Tensor | None = None) -> list[Tensor]:
         """Encode a padded batch and return what every layer gave.
@@ -152,6 +163,15 @@ class SRUEncoder(nn.Module):
         list of Tensor, shape (B, T, output_size)
             Each layer's output in order; the last is normalised: the encoder's output.
         """
+        outputs: list[Tensor] = []
+        last = self._encode(x, steps, outputs)
+        return [*outputs[:-1], last]
+
+    def encode_last(self, x: Tensor, steps: Tensor | None = None) -> Tensor:
+        """The last of what `encode_steps` gives, without keeping the others."""
+        return self._encode(x, steps, None)
+
+    def _encode(self, x: Tensor, steps: Tensor | None, outputs: list[Tensor] | None) -> Tensor:
         if x.dim() != 3 or x.shape[2] != self.input_size:
             raise ValueError(f"x must have shape (B, T, {self.input_size}), got {tuple(x.shape)}")
         padded = attend = None
@@ -162,10 +182,22 @@ class SRUEncoder(nn.Module):
             # A sequence without steps looks at its (zeroed) padding: a softmax over nothing is NaN.
             attend = ~(padded & (steps > 0)[:, None])[:, None, None, :]
         h = x.transpose(0, 1)
-        outputs = []
+        del x  # a copy that was cleared: it goes with h, when the first layer is done
+        own = False  # whether nobody else has seen h
         for layer in self.layers:
-            h, _ = layer(h, None, steps, attend)
-            outputs.append(h.transpose(0, 1))
-        last = self.norm(outputs[-1])
-        outputs[-1] = last if padded is None else last.masked_fill(padded[:, :, None], 0)
-        return outputs
+            h, _ = layer(h, None, steps, attend, own)
+            own = outputs is None and not is_hooked(layer)
+            if outputs is not None:
+                outputs.append(h.transpose(0, 1))
+        return self._finish(h.transpose(0, 1), padded, own)
+
+    def _finish(self, h: Tensor, padded: Tensor | None, own: bool) -> Tensor:
+        """Normalise, and clear the padding: in place and in blocks where that saves memory."""
+        in_place = own and not (torch.is_grad_enabled() or recorded() or is_hooked(self.norm))
+        rows = max(1, ATTEND_ROWS // max(1, len(h)))
+        if not in_place or h.shape[1] <= rows or self.norm.weight.dtype != h.dtype:
+            h = self.norm(h)
+            return h if padded is None else h.masked_fill(padded[:, :, None], 0)
+        for part in h.split(rows, dim=1):
+            part.copy_(self.norm(part))
+        return h if padded is None else h.masked_fill_(padded[:, :, None], 0)

@@ -135,8 +135,39 @@ class SpeechEncoder(nn.Module):
             feats = self.features(F.pad(wavs, (0, 4 * self.hop_length)))
             feats = feats[:, : wavs.shape[1] // self.hop_length + 1]
             frames = torch.where(samples > 0, samples // self.hop_length + 1, 0)
-            # In fp64: SpeechBrain's mask may take one frame of padding in when it rounds in fp32.
-            relative = frames.double() / feats.shape[1]
+        return self._subsampled(feats, frames, augment, epoch)
+
+    def encode_features(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode what ``features`` gives: `encode` without its first stage.
+
+        Parameters
+        ----------
+        feats : Tensor, shape (B, T, F)
+            Features; what stands in the padding has no effect.
+        lengths : Tensor, shape (B,)
+            Relative lengths, 0 to 1.
+
+        Returns
+        -------
+        encoded : Tensor, shape (B, T', D)
+        lengths : Tensor, shape (B,)
+        """
+        frames = steps_of(lengths, *feats.shape[:2])
+        assert frames is not None
+        feats = feats.masked_fill(padding_mask(frames, feats.shape[1])[:, :, None], 0)
+        src, lengths = self._subsampled(feats, frames)
+        return encode(self.encoder, src, lengths)[0], lengths
+
+    def _subsampled(
+        self,
+        feats: Tensor,
+        frames: Tensor,
+        augment: FeatureAugment | None = None,
+        epoch: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        # In fp64: SpeechBrain's mask may take one frame of padding in when it rounds in fp32.
+        relative = frames.double() / feats.shape[1]
+        with torch.autocast(feats.device.type, enabled=False):
             feats = self.normalize(feats, relative, epoch=epoch)
         relative = relative.float()
         if augment is not None:
@@ -194,15 +225,56 @@ class CTCPosteriors(nn.Module):
 
     def forward(self, wavs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute log posteriors, shape (B, T, V); arguments as in `SpeechEncoder`."""
-        return self._posteriors(self.encoder(wavs, lengths))
+        return _log_posteriors(self.ctc_output, self.encoder(wavs, lengths))
 
     def encode(self, wavs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Compute log posteriors and their exact relative lengths; see `SpeechEncoder.encode`."""
         encoded, lengths = self.encoder.encode(wavs, lengths)
-        return self._posteriors(encoded), lengths
+        return _log_posteriors(self.ctc_output, encoded), lengths
 
-    def _posteriors(self, encoded: Tensor) -> Tensor:
-        return self.ctc_output(encoded).float().log_softmax(-1)
+
+class FeaturePosteriors(nn.Module):
+    """Features to CTC log posteriors: `CTCPosteriors` without the computation of features.
+
+    What `sru_asr.onnx.export_ctc_onnx` exports: waveforms and their features are the business of
+    the program around it.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+        Its normalisation, subsampling and encoder.
+    ctc_output : Module
+        Linear layer from encoded frames to the vocabulary.
+    """
+
+    def __init__(self, encoder: SpeechEncoder, ctc_output: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.ctc_output = ctc_output
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute log posteriors and their relative lengths.
+
+        Parameters
+        ----------
+        features : Tensor, shape (B, T, F)
+            What the encoder's ``features`` gives; what stands in the padding has no effect.
+        lengths : Tensor, shape (B,)
+            Relative lengths, 0 to 1.
+
+        Returns
+        -------
+        log_posteriors : Tensor, shape (B, T', V)
+        lengths : Tensor, shape (B,)
+            Such that ``round(lengths * T')`` are exactly the real frames.
+        """
+        encoded, lengths = self.encoder.encode_features(features, lengths)
+        return _log_posteriors(self.ctc_output, encoded), lengths
+
+
+def _log_posteriors(output: nn.Module, encoded: Tensor) -> Tensor:
+    logits: Tensor = output(encoded)
+    return logits.float().log_softmax(-1)
 
 
 class Posteriors(NamedTuple):
@@ -318,10 +390,10 @@ class SpeechRecognizer(nn.Module):
         if self.attention_output is not None and tokens_bos is not None:
             encoded, *states, decoded = core(src, tokens_bos, lengths, pad_idx=0)
             hidden = states[0] if states else []
-            attention = self.attention_output(decoded).float().log_softmax(-1)
+            attention = _log_posteriors(self.attention_output, decoded)
         else:
             encoded, hidden = encode(core, src, lengths)
-        ctc = self.ctc_output(encoded).float().log_softmax(-1)
+        ctc = _log_posteriors(self.ctc_output, encoded)
         intermediate = phones = None
         if self.intermediate_output is not None and self.training:
             if len(hidden) < -self.intermediate_state:
@@ -330,7 +402,7 @@ class SpeechRecognizer(nn.Module):
                     f"{len(hidden)} hidden states"
                 )
             state = hidden[self.intermediate_state]
-            intermediate = self.intermediate_output(state).float().log_softmax(-1)
+            intermediate = _log_posteriors(self.intermediate_output, state)
         if self.phone_output is not None and self.training:
-            phones = self.phone_output(encoded).float().log_softmax(-1)
+            phones = _log_posteriors(self.phone_output, encoded)
         return Posteriors(ctc, attention, encoded, lengths, intermediate, phones)

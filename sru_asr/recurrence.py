@@ -165,6 +165,7 @@ class Recurrence(nn.Module):
         x: Tensor | None,
         c0: Tensor | None = None,
         lengths: Tensor | None = None,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Multiply by the layer's matrix, then run the recurrence.
 
@@ -176,6 +177,8 @@ class Recurrence(nn.Module):
             The matrix, lane by lane.
         x, c0, lengths
             As in `forward`.
+        overwrite : bool
+            As in `sru_asr.blocks.run_blocks`.
 
         Returns
         -------
@@ -186,10 +189,17 @@ class Recurrence(nn.Module):
         dropped = self.training and self.dropout > 0
         if not dropped and suits_blocks(z, weight, self.v, self.b, x, c0, lengths):
             options = Options(self.num_lanes, self.bidirectional, self.alpha, self.activation)
-            return run_blocks(z, weight, self.v, self.b, x, c0, lengths, options)
+            return run_blocks(z, weight, self.v, self.b, x, c0, lengths, options, overwrite)
         u = linear(z, weight).unflatten(-1, (self.num_lanes, -1))
         # Not wider than u: the operator would widen u, which is three or four times as large.
         return self(u, None if x is None else x.to(u.dtype), c0, lengths)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        # What torch.jit.script calls first, for a layer in any model.
+        raise RuntimeError(
+            "TorchScript cannot compile SRU layers (torch.jit.script, SpeechBrain's jit option): "
+            "use torch.compile (SpeechBrain's compile option), or torch.jit.trace for inference"
+        )
 
     def extra_repr(self) -> str:
         parts = [f"{self.hidden_size}", f"num_lanes={self.num_lanes}", f"alpha={self.alpha:.3g}"]

@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sru_asr.attention import local_attention
+from sru_asr.blocks import recorded
 from sru_asr.recurrence import Recurrence
+
+ATTEND_ROWS = 4096  # steps times sequences that inference attends with at once, given a window
 
 
 class AttentiveProjection(nn.Module):
@@ -35,6 +39,9 @@ class AttentiveProjection(nn.Module):
         Attention heads; 0 for a projection without attention.
     dropout : float
         Dropout probability of the attention weights.
+    window : int, optional
+        Steps to each side that attention sees; all by default. Inference then goes along time block
+        by block, and needs no memory for more than a block beyond input and output.
 
     Examples
     --------
@@ -51,8 +58,11 @@ class AttentiveProjection(nn.Module):
         output_size: int,
         num_heads: int = 1,
         dropout: float = 0.0,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        if window is not None and window < 1:
+            raise ValueError(f"attention_window must be 1 step or more, or None, got {window}")
         if num_heads and projection_size % num_heads:
             raise ValueError(
                 f"projection_size must be a multiple of num_heads, got {projection_size} "
@@ -60,6 +70,7 @@ class AttentiveProjection(nn.Module):
             )
         self.num_heads = num_heads
         self.dropout = dropout
+        self.window = window
         self.down = nn.Linear(input_size, projection_size, bias=False)
         self.norm = nn.LayerNorm(projection_size)
         self.up = nn.Linear(projection_size, output_size, bias=False)
@@ -85,7 +96,7 @@ class AttentiveProjection(nn.Module):
         x : Tensor, shape (T, B, input_size)
             Input; padded steps must be finite.
         attend : Tensor of bool, broadcastable to (B, heads, T, T), optional
-            True where a step may look; everywhere by default.
+            True where a step may look; everywhere by default. With a window, (B, 1, 1, T).
 
         Returns
         -------
@@ -95,6 +106,25 @@ class AttentiveProjection(nn.Module):
 
     def attend(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         """The same without the last product, by W3: shape (T, B, projection_size)."""
+        steps, batch, _ = x.shape
+        if self.window is None or torch.is_grad_enabled() or recorded():
+            return self._attend(x, attend)
+        reach = self.window if self.num_heads else 0
+        size = max(ATTEND_ROWS // max(1, batch), 4 * reach)
+        if steps <= size:
+            return self._attend(x, attend)
+        whole = None
+        for start in range(0, steps, size):
+            stop = min(start + size, steps)
+            seen = slice(max(0, start - reach), min(steps, stop + reach))
+            part = self._attend(x[seen], None if attend is None else attend[..., seen])
+            if whole is None:  # the dtype is autocast's choice
+                whole = part.new_empty(steps, batch, part.shape[2])
+            whole[start:stop] = part[start - seen.start : stop - seen.start]
+        assert whole is not None
+        return whole
+
+    def _attend(self, x: Tensor, attend: Tensor | None) -> Tensor:
         z = self.down(x)
         return self.norm(self._mix(z, self.key_value(z), attend) if self.num_heads else z)
 
@@ -116,6 +146,8 @@ class AttentiveProjection(nn.Module):
         past : Tensor, shape (P + 1, B, 2 * projection_size)
             With the step; as it was, without attention.
         """
+        if self.window is not None:
+            raise ValueError("a layer with an attention window cannot go on step by step")
         z = self.down(x)
         if self.num_heads:
             past = torch.cat([past, self.key_value(z)])
@@ -125,9 +157,12 @@ class AttentiveProjection(nn.Module):
     def _mix(self, z: Tensor, key_value: Tensor, attend: Tensor | None = None) -> Tensor:
         """Add what the steps z (T, B, d') see of keys and values (S, B, 2 d')."""
         q, k, v = (self._split(t) for t in (z, *key_value.chunk(2, dim=-1)))
-        a = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attend, dropout_p=self.dropout if self.training else 0.0
-        )
+        dropout = self.dropout if self.training else 0.0
+        # A window that holds the whole sequence is none; a recorded graph is for any length.
+        if self.window is not None and (recorded() or len(z) > self.window + 1):
+            a = local_attention(q, k, v, self.window, attend, dropout)
+        else:
+            a = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout)
         return z + self.alpha * a.permute(2, 0, 1, 3).flatten(2)
 
     def _split(self, z: Tensor) -> Tensor:
@@ -139,7 +174,7 @@ class SRUppLayer(nn.Module):
     """One SRU++ layer: attentive projection, then the recurrence with its highway.
 
     Parameters are those of `sru_asr.SRUEncoder`, with ``num_heads = 0`` for a layer without
-    attention.
+    attention and ``window`` for ``attention_window``.
 
     Examples
     --------
@@ -162,12 +197,13 @@ class SRUppLayer(nn.Module):
         attention_dropout: float = 0.0,
         highway_bias: float = -2.0,
         recompute: bool | str = "auto",
+        window: int | None = None,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
         lanes = 3 if input_size == width else 4
         self.project = AttentiveProjection(
-            input_size, projection_size, lanes * width, num_heads, attention_dropout
+            input_size, projection_size, lanes * width, num_heads, attention_dropout, window
         )
         self.recurrence = Recurrence(
             hidden_size,
@@ -188,6 +224,7 @@ class SRUppLayer(nn.Module):
         c0: Tensor | None = None,
         lengths: Tensor | None = None,
         attend: Tensor | None = None,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
@@ -200,7 +237,9 @@ class SRUppLayer(nn.Module):
         lengths : integer Tensor, shape (B,), optional
             Real steps of each sequence.
         attend : Tensor of bool, broadcastable to (B, heads, T, T), optional
-            Where attention may look.
+            Where attention may look; with a window, (B, 1, 1, T).
+        overwrite : bool
+            Whether ``h`` may take the memory of ``x``, which nobody else needs.
 
         Returns
         -------
@@ -208,9 +247,10 @@ class SRUppLayer(nn.Module):
         c_n : Tensor, shape (B, D)
         """
         up = self.project.up
-        if type(up) is nn.Linear and up.bias is None and not (_hooked(up) or _hooked(self.project)):
+        plain = type(up) is nn.Linear and up.bias is None
+        if plain and not (is_hooked(up) or is_hooked(self.project)):
             z = self.project.attend(x, attend)
-            return self.recurrence.project(z, up.weight, x, c0, lengths)
+            return self.recurrence.project(z, up.weight, x, c0, lengths, overwrite)
         # Quantised, adapted, watched: whatever stands there now does the product itself.
         return self._recur(self.project(x, attend), x, c0, lengths)
 
@@ -245,7 +285,7 @@ class SRUppLayer(nn.Module):
         return h, c_n
 
 
-def _hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its class says."""
     return "forward" in vars(module) or any(
         vars(module)[name]

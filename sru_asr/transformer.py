@@ -68,6 +68,8 @@ class SRUTransformerASR(TransformerASR):
         Initial bias of the encoder's reset gates.
     recompute : {"auto", True, False}
         Recompute states in the encoder's backward pass instead of keeping them all.
+    attention_window : int, optional
+        Steps to each side that the encoder's attention sees, as in `SRUEncoder`.
 
     Raises
     ------
@@ -109,6 +111,7 @@ class SRUTransformerASR(TransformerASR):
         encoder_dropout: float | None = None,
         highway_bias: float = -2.0,
         recompute: bool | str = "auto",
+        attention_window: int | None = None,
         **refused: Any,
     ) -> None:
         unknown = [name for name in refused if name not in ENCODER_OPTIONS]
@@ -161,6 +164,7 @@ class SRUTransformerASR(TransformerASR):
             attention_dropout=attention_dropout,
             highway_bias=highway_bias,
             recompute=recompute,
+            attention_window=attention_window,
         )
         self.encoder = MaskedEncoder(stack, d_model, output_hidden_states)
         self.input_size = input_size
@@ -179,7 +183,16 @@ class SRUTransformerASR(TransformerASR):
         dynchunktrain_config: Any = None,
     ) -> Any:
         """Encode; see TransformerASR. What stands in the padding has no effect."""
-        return super().encode(self._checked(src, wav_len), wav_len, pad_idx, dynchunktrain_config)
+        # Not super()'s: the width of its padding mask would be the longest sequence's, a value that
+        # no compiler knows.
+        src = self._checked(src, wav_len)
+        steps = steps_of(wav_len, src.shape[0], src.shape[1], "wav_len")
+        encoded, _, *states = self.encoder(
+            self.custom_src_module(src if src.dim() == 3 else src.flatten(2)),
+            src_key_padding_mask=None if steps is None else padding_mask(steps, src.shape[1]),
+            dynchunktrain_config=dynchunktrain_config,
+        )
+        return (encoded, *states) if states else encoded
 
     def _checked(self, src: Tensor, wav_len: Tensor | None) -> Tensor:
         features = tuple(src.shape[2:])
@@ -249,8 +262,12 @@ class MaskedEncoder(nn.Module):
         steps = None
         if src_key_padding_mask is not None:
             steps = torch.count_nonzero(~src_key_padding_mask, dim=1)
-        outputs = self.stack.encode_steps(src, steps)
-        encoded = self.output(outputs[-1])
+        if self.output_hidden_states:
+            outputs = self.stack.encode_steps(src, steps)
+            last = outputs[-1]
+        else:
+            last = self.stack.encode_last(src, steps)
+        encoded = self.output(last)
         if src_key_padding_mask is not None:
             encoded = encoded.masked_fill(src_key_padding_mask[:, :, None], 0)
         if self.output_hidden_states:

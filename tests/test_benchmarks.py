@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.filterwarnings("ignore:Running SRU on CPU")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -264,3 +265,21 @@ def test_peak_memory_is_that_of_the_block(monkeypatch):
         torch.ones(2**20)
     assert 44 <= memory.added / 2**20 <= 66
     assert memory.peak - memory.before == memory.added
+
+
+def test_long_audio_needs_no_more_memory_in_blocks(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    long_audio = importlib.import_module("long_audio")
+    recipe = YAML(typ="rt").load(SRUPP.read_text())
+    assert {name: recipe[name] for name in long_audio.SIZES} == long_audio.SIZES
+    assert recipe["channels"][-1] * recipe["n_mels"] // 4 == long_audio.FEATURES
+
+    run("long_audio", "--quick", "--window", "20")
+    record = json.loads((tmp_path / "long_audio_cpu.json").read_text())
+    memory, seconds = record["panels"]
+    for panel in (memory, seconds):
+        assert list(panel["cases"]) == ["SRU++ in blocks", "at once"]
+        assert all(case["min"] > 0 for case in panel["cases"].values())
+        assert panel["settings"]["frames"] == 15000 and panel["settings"]["window"] == 20
+        assert panel["settings"]["difference"] < 1e-4 < panel["settings"]["largest"]
+    assert "10 minutes, window 20: " in capsys.readouterr().out

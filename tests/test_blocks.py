@@ -210,3 +210,22 @@ def test_projected_input_is_never_whole() -> None:
         recurrence.project(z, weight, x)
     largest = max(event.self_cpu_memory_usage for event in seen.events())
     assert largest <= x.nbytes + blocks.BLOCK_BYTES * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("lanes", [3, 4])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_output_may_take_the_inputs_memory(
+    bidirectional: bool, lanes: int, dtype: torch.dtype, small_blocks: None
+) -> None:
+    recurrence, weight = layer(lanes, bidirectional)
+    recurrence.to(torch.promote_types(dtype, torch.float32))
+    z, weight, x = (t.to(dtype) for t in (torch.randn(13, 4, 14), weight, torch.randn(13, 4, 20)))
+    x = x[..., : recurrence.width].contiguous()
+    lengths = torch.tensor([13, 3, 0, 12])
+    with torch.no_grad():
+        expected = recurrence.project(z, weight, x.clone(), None, lengths)
+        found = recurrence.project(z, weight, x, None, lengths, overwrite=True)
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert (found[0].data_ptr() == x.data_ptr()) == (lanes == 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from sru_asr import SRUEncoder
+from sru_asr import SRUEncoder, blocks, encoder, srupp
 
 
 def build(attention=1.0, **options):
@@ -138,6 +138,7 @@ def test_dropout_spares_the_last_layer_and_evaluation():
         ({"attention_every": -1}, "attention_every"),
         ({"dropout": 2.0}, "dropout"),
         ({"attention_dropout": -1.0}, "dropout"),
+        ({"attention_window": 0}, "attention_window"),
     ],
     ids=str,
 )
@@ -201,6 +202,92 @@ def test_activation_checkpointing_gives_the_same_gradients():
         wrap(encoder, x, lengths).square().sum().backward()
         gradients.append([p.grad.clone() for p in encoder.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("attention_every", [0, 1, 2])
+@pytest.mark.parametrize("window", [1, 4, 70, 1000])
+def test_window_limits_attention(window, attention_every):
+    model = build(attention_every=attention_every, attention_window=window)
+    everywhere = build(attention_every=attention_every)
+    everywhere.load_state_dict(model.state_dict())
+    x, steps = torch.randn(3, 80, 3, dtype=torch.float64), torch.tensor([80, 33, 0])
+    # The window as one mask over all pairs of steps; a padded step, which nobody reads, sees
+    # itself.
+    time = torch.arange(80)
+    padded, distance = time >= steps[:, None], (time[:, None] - time).abs()
+    attend = ((distance <= window) & ~padded[:, None, None]) | (distance == 0)
+    h = x.masked_fill(padded[:, :, None], 0).transpose(0, 1)
+    for layer in everywhere.layers:
+        h, _ = layer(h, None, steps, attend)
+    expected = everywhere.norm(h.transpose(0, 1)).masked_fill(padded[:, :, None], 0)
+    found = model(x, steps / 80)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    for output in (found, expected):
+        (output * weight).sum().backward()
+    for ours, theirs in zip(model.parameters(), everywhere.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_window_as_long_as_the_sequence_is_global_attention():
+    model = build(attention_window=5)
+    everywhere = build()
+    everywhere.load_state_dict(model.state_dict())
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    assert torch.equal(model(x), everywhere(x))
+    longer = torch.randn(2, 7, 3, dtype=torch.float64)
+    assert not torch.allclose(model(longer), everywhere(longer))
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Blocks of a few steps, in attention, recurrence and normalisation."""
+    for module in (srupp, encoder):
+        monkeypatch.setattr(module, "ATTEND_ROWS", 24)
+    for name, value in {"WHOLE_BYTES": 0, "BLOCK_BYTES": 0, "BLOCK_ROWS": 21}.items():
+        monkeypatch.setattr(blocks, name, value)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ({}, None),
+        ({"attention_every": 2}, [1.0, 0.35, 0.0]),
+        ({"bidirectional": False, "attention_window": 9}, [1.0, 0.35, 0.0]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_blocks_of_inference_change_nothing(options, lengths, dtype):
+    model = build(**{"attention_window": 3} | options).to(dtype).eval()
+    x = torch.randn(3, 101, 3, dtype=dtype)
+    given, lengths = x.clone(), None if lengths is None else torch.tensor(lengths)
+    expected = model(x, lengths)
+    with torch.no_grad():
+        found = model(x, lengths)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(x, given)
+
+
+@pytest.mark.usefixtures("short_blocks")
+def test_no_output_that_somebody_has_seen_is_written_over():
+    model = build(attention_window=3).eval()
+    x, seen = torch.randn(1, 101, 3, dtype=torch.float64), []
+    with torch.no_grad():
+        expected = model.encode_steps(x)
+        handles = [
+            layer.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+            for layer in model.layers
+        ]
+        last = model(x)
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(model(x), last)
+    torch.testing.assert_close(last, expected[-1])
+    for found, layer in zip(seen[:-1], expected, strict=False):
+        torch.testing.assert_close(found.transpose(0, 1), layer)
 
 
 @pytest.mark.slow

@@ -179,3 +179,9 @@ def test_step_by_step_is_the_causal_whole(num_heads, input_size):
 def test_a_bidirectional_layer_has_no_next_step():
     with pytest.raises(ValueError, match="bidirectional"):
         SRUppLayer(6, 4, 4).extend(torch.zeros(1, 2, 6), torch.zeros(2, 8), torch.zeros(0, 2, 8))
+
+
+def test_a_window_has_no_next_step():
+    layer = SRUppLayer(6, 4, 4, bidirectional=False, window=3)
+    with pytest.raises(ValueError, match="attention window"):
+        layer.extend(torch.zeros(1, 2, 6), torch.zeros(2, 4), torch.zeros(0, 2, 8))
