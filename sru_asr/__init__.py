@@ -19,7 +19,7 @@ _HOMES = {
     "load_sru_checkpoint": "sru_asr.checkpoint",
     "build_info": "sru_asr.native",
 }
-_MODULES = {"compat", "nnet", "ops", "reference"}
+_MODULES = {"compat", "graph", "nnet", "onnx", "ops", "reference"}
 
 __all__ = [
     "SRU",
@@ -29,14 +29,16 @@ __all__ = [
     "__version__",
     "build_info",
     "compat",
+    "graph",
     "load_sru_checkpoint",
     "nnet",
+    "onnx",
     "ops",
     "reference",
 ]
 
 if TYPE_CHECKING:
-    from sru_asr import compat, nnet, ops, reference
+    from sru_asr import compat, graph, nnet, onnx, ops, reference
     from sru_asr.checkpoint import load_sru_checkpoint
     from sru_asr.encoder import SRUEncoder
     from sru_asr.native import build_info

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sru_asr.blocks import recorded
+
 LEAST = 64  # queries of a block: with fewer, products are too small to be worth their call
 
 
@@ -48,7 +50,8 @@ def local_attention(
     """
     batch, _, steps, _ = query.shape
     size = max(window, LEAST)
-    blocks = (steps + size - 1) // size
+    # One more in a graph for any length: no number of steps may leave it with a single block.
+    blocks = (steps + size - 1) // size + (1 if recorded() else 0)
 
     def split(t: Tensor, around: bool) -> Tensor:
         """(B, heads, T, d) to (B * blocks, heads, size, d); with both neighbours, 3 * size."""

@@ -192,12 +192,11 @@ class SRUEncoder(nn.Module):
         return self._finish(h.transpose(0, 1), padded, own)
 
     def _finish(self, h: Tensor, padded: Tensor | None, own: bool) -> Tensor:
-        """Normalise, and clear the padding: in place and in blocks where that saves memory."""
-        in_place = own and not (torch.is_grad_enabled() or recorded() or is_hooked(self.norm))
-        rows = max(1, ATTEND_ROWS // max(1, len(h)))
-        if not in_place or h.shape[1] <= rows or self.norm.weight.dtype != h.dtype:
+        """Normalise, and clear the padding: a single recording's in place, step by step."""
+        in_place = own and not (recorded() or torch.is_grad_enabled() or is_hooked(self.norm))
+        if not in_place or not h.is_contiguous() or h.dtype != self.norm.weight.dtype:
             h = self.norm(h)
             return h if padded is None else h.masked_fill(padded[:, :, None], 0)
-        for part in h.split(rows, dim=1):
+        for part in h.split(ATTEND_ROWS, dim=1):
             part.copy_(self.norm(part))
         return h if padded is None else h.masked_fill_(padded[:, :, None], 0)

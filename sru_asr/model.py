@@ -173,7 +173,7 @@ class SpeechEncoder(nn.Module):
         if augment is not None:
             feats, relative = augment(feats, relative)
         src = self.subsampling(feats, relative)
-        steps = steps_of(relative, len(feats), feats.shape[1])
+        steps = steps_of(relative, *feats.shape[:2])
         assert steps is not None
         return src, self.subsampling.steps_after(steps) / src.shape[1]
 
