@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxscript import FLOAT, graph, script
-from onnxscript import opset18 as op
+from onnxscript import FLOAT, graph, opset18, script
 from onnxscript.values import Opset
 
+op: Any = opset18  # whose annotations do not know the constants that it takes
 BACKWARDS = -(2**63)  # the end of a slice that runs down to the first step
 
 # What is sequential: state, forget gate before it has seen the state, u0, v of the forget gate,
