@@ -291,12 +291,14 @@ def test_no_output_that_somebody_has_seen_is_written_over():
 
 
 @pytest.mark.slow
-def test_compiles_without_graph_breaks():
-    encoder = build().float()
-    compiled = torch.compile(encoder, fullgraph=True)
-    for steps in (5, 7):
-        x, lengths = torch.randn(2, steps, 3), torch.tensor([1.0, 0.4])
-        expected, found = encoder(x, lengths), compiled(x, lengths)
+@pytest.mark.parametrize(("window", "with_lengths"), [(None, True), (None, False), (3, True)])
+def test_compiles_once_into_one_graph(window, with_lengths):
+    encoder = build(attention_window=window).float()
+    compiled = torch.compile(encoder, fullgraph=True, dynamic=True)
+    for batch, steps in ((2, 5), (3, 7), (4, 90)):
+        x, lengths = torch.randn(batch, steps, 3), torch.rand(batch) if with_lengths else None
+        with torch._dynamo.config.patch(error_on_recompile=batch > 2):
+            expected, found = encoder(x, lengths), compiled(x, lengths)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         gradients = []
         for output in (expected, found):

@@ -633,13 +633,15 @@ def test_activation_checkpointing_gives_the_same_gradients():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer_norm", [None, "post"])
-def test_compiles_without_graph_breaks(layer_norm):
+@pytest.mark.parametrize(("layer_norm", "with_lengths"), [(None, False), ("post", True)])
+def test_compiles_once_into_one_graph(layer_norm, with_lengths):
     sru = SRU(3, 4, num_layers=2, bidirectional=True, layer_norm=layer_norm)
-    compiled = torch.compile(sru, fullgraph=True)
-    for steps in (5, 7):
-        x, lengths = torch.randn(steps, 2, 3), torch.tensor([steps, 2])
-        expected, found = sru(x, None, lengths), compiled(x, None, lengths)
+    compiled = torch.compile(sru, fullgraph=True, dynamic=True)
+    for batch, steps in ((2, 5), (3, 7), (4, 40)):
+        x = torch.randn(steps, batch, 3)
+        lengths = torch.randint(0, steps + 1, (batch,)) if with_lengths else None
+        with torch._dynamo.config.patch(error_on_recompile=batch > 2):
+            expected, found = sru(x, None, lengths), compiled(x, None, lengths)
         torch.testing.assert_close(found, expected)
         gradients = []
         for output, c_n in (expected, found):
