@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 from onnxscript import FLOAT, graph, opset18, script
 from onnxscript.values import Opset
 
@@ -60,12 +61,16 @@ def recurrence_forward(
     def by_direction(tensor: Any, to: Any) -> Any:
         return op.Reshape(op.CastLike(tensor, b), to)
 
+    def number(value: float) -> Any:
+        # Of what the graph computes in: a number by itself would be float32.
+        return op.CastLike(op.Constant(value=ir.tensor(value, dtype=ir.DataType.DOUBLE)), b)
+
     lane = [by_direction(op.Gather(u, i, axis=2), as_sequence) for i in range(lanes)]
     pair = ints(2, directions, hidden)
     b = op.Reshape(b, pair)
-    v = op.Mul(b, 0.0) if v is None else op.Reshape(v, pair)
+    v = op.Expand(number(0.0), pair) if v is None else op.Reshape(v, pair)
     bf, br, vf, vr = (op.Gather(t, i, axis=0) for t in (b, v) for i in (0, 1))
-    c0 = op.Expand(op.CastLike(0.0, b), as_state) if c0 is None else by_direction(c0, as_state)
+    c0 = op.Expand(number(0.0), as_state) if c0 is None else by_direction(c0, as_state)
 
     if lengths is None:
         real = op.Expand(True, op.Concat(steps, ints(1, 1, 1), axis=0))
@@ -91,12 +96,12 @@ def recurrence_forward(
         r = op.Mul(by_direction(mask, as_state), r)
     g = op.Tanh(c) if activation == "tanh" else c
     if lanes == 4 or x is not None:
-        highway = lane[3] if lanes == 4 else op.Mul(by_direction(x, as_sequence), alpha)
+        highway = lane[3] if lanes == 4 else op.Mul(by_direction(x, as_sequence), number(alpha))
         h = op.Add(highway, op.Mul(op.Sub(g, highway), r))
     else:
         h = op.Mul(g, r)
     if lengths is not None:
-        h = op.Where(real, h, op.CastLike(0.0, b))
+        h = op.Where(real, h, number(0.0))
     h = op.Reshape(op.CastLike(h, u), op.Concat(steps, batch, ints(u.shape[3]), axis=0))
     c_n = op.Reshape(c_n, op.Concat(batch, ints(u.shape[3]), axis=0))
     # The kept states are the backward pass's; inference keeps none.
