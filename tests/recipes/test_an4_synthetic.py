@@ -12,6 +12,7 @@ from string import ascii_uppercase
 import numpy as np
 import pytest
 
+from sru_asr.lexicon import Lexicon
 from sru_asr.manifest import check_manifest, read_manifest
 from sru_asr.synthetic import espeak
 from sru_asr.synthetic.grammar import NAME
@@ -320,6 +321,7 @@ def test_training_gets_manifests_of_its_own(corpus, tmp_path):
 
     hparams = {
         "data_folder": str(corpus),
+        "save_folder": tmp_path / "save",
         "train_csv": tmp_path / "save" / "train.csv",
         "valid_csv": tmp_path / "save" / "valid.csv",
     }
@@ -328,3 +330,6 @@ def test_training_gets_manifests_of_its_own(corpus, tmp_path):
         written = hparams[f"{split}_csv"].read_bytes()
         assert written == (corpus / f"{split}.csv").read_bytes()
         assert b"{data_root}/" in written
+    lexicon = Lexicon(tmp_path / "save" / "lexicon.txt")
+    lexicon.check(census.vocabulary())
+    assert lexicon.size == 37  # num_phones of the YAMLs
