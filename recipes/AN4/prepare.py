@@ -32,7 +32,6 @@ import click
 from tqdm import tqdm
 
 from sru_asr.audio import AudioError, audio_info
-from sru_asr.files import write_atomically
 from sru_asr.manifest import (
     ManifestError,
     Utterance,
@@ -52,9 +51,6 @@ TRANSCRIPTS = {"train": "etc/an4_train.transcription", "test": "etc/an4_test.tra
 RECORDINGS = {"train": "wav/an4_clstk", "test": "wav/an4test_clstk"}
 # In order of preference, where a corpus has the same recording several times.
 SUFFIXES = (".flac", ".wav", ".sph")
-
-# A word and its phones, those of CMU's dictionary, in each line.
-LEXICON = Path(__file__).with_name("lexicon.txt")
 
 VALID_SPEAKERS = 8
 SEED = 0
@@ -134,17 +130,6 @@ def prepare_an4(
         speakers = len({u.spk_id for u in split})
         logger.info("AN4: %s.csv has %d utterances of %d speakers", name, len(split), speakers)
     logger.info("AN4: validation speakers: %s", " ".join(held_out))
-
-
-def copy_lexicon(save_folder: str | os.PathLike[str]) -> None:
-    """Put the pronunciations of AN4's words, and of the synthetic corpus's, with the manifests.
-
-    Parameters
-    ----------
-    save_folder : str or path
-        Receives ``lexicon.txt``.
-    """
-    write_atomically(Path(save_folder, "lexicon.txt"), LEXICON.read_text(encoding="utf-8"))
 
 
 def find_corpus(data_folder: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,7 @@ Any of AN4's YAMLs will do; the corpus is made first, where it is not there yet:
 
 from pathlib import Path
 
-from prepare import copy_lexicon
+from pronunciations import copy_lexicon
 from synthetic import prepare_synthetic
 
 from sru_asr.manifest import read_manifest, write_manifest

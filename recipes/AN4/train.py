@@ -1,6 +1,7 @@
 """Train a recogniser on AN4: ``python recipes/AN4/train.py HPARAMS --data_folder=DIR``."""
 
-from prepare import copy_lexicon, download_an4, prepare_an4
+from prepare import download_an4, prepare_an4
+from pronunciations import copy_lexicon
 
 from sru_asr.training import main
 
