@@ -236,6 +236,8 @@ def check_same_run(hparams: dict[str, Any], path: Path, experiment: str = "") ->
         and key not in FREE
         and not key.startswith("__")
         and not key.endswith(("_folder", "_csv"))
+        # What lies in the run's own folder moves with it.
+        and not (isinstance(value, str) and value.startswith(f"{hparams['output_folder']}/"))
     }
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))

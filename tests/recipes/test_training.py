@@ -236,6 +236,13 @@ class TestSameRun:
         with pytest.raises(ValueError, match=r"sizes \[1, 2\] \(now \[1, 3\]\)"):
             self.check(save, seed=2, sizes=[1, 3])
 
+    def test_what_lies_in_the_runs_folder_moves_with_it(self, save: Path) -> None:
+        self.check(save, output_folder="old", lexicon_file="old/save/lexicon.txt")
+        (save / "CKPT+1").mkdir()
+        self.check(save, output_folder="new", lexicon_file="new/save/lexicon.txt")
+        with pytest.raises(ValueError, match="lexicon_file None .now other/lexicon.txt"):
+            self.check(save, output_folder="new", lexicon_file="other/lexicon.txt")
+
     def test_runs_of_earlier_versions_go_on(self, save: Path) -> None:
         content = json.loads((save / "settings.json").read_text())
         del content["experiment"]
