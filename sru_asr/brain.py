@@ -37,9 +37,8 @@ class SpeechRecognitionBrain(sb.Brain):
     ``num_averaged_checkpoints``, ``seed``; optional ``fea_augment`` (SpecAugment),
     ``intermediate_ctc_weight``, ``phone_ctc_weight``, ``lexicon`` (a `sru_asr.lexicon.Lexicon`:
     intermediate CTC learns its phones in place of tokens), ``averaged_checkpoints`` ("best", the
-    default, or "last"),
-    ``search`` (a searcher used in tests instead of greedy CTC) and ``searches`` (a mapping of
-    names to further ones).
+    default, or "last"), ``search`` (a searcher used in tests instead of greedy CTC) and
+    ``searches`` (a mapping of names to further ones).
     """
 
     score: Score

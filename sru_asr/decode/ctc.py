@@ -54,19 +54,7 @@ class CTCSearcher(Searcher):
 
     @torch.no_grad()
     def nbest(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
-        """Find the best hypotheses of each sequence.
-
-        Parameters
-        ----------
-        encoded : Tensor, shape (B, T, D)
-            Encoder output.
-        lengths : Tensor, shape (B,)
-            Relative lengths, 0 to 1.
-
-        Returns
-        -------
-        list of list of Hypothesis
-            For each sequence at least one, best first.
+        """See `Searcher.nbest`.
 
         Raises
         ------

@@ -169,36 +169,16 @@ class JointBeamSearcher(Searcher):
         self.bos_index, self.eos_index, self.blank_index = bos_index, eos_index, blank_index
 
     def forward(self, encoded: Tensor, lengths: Tensor) -> SearchResult:
-        """Search the best hypothesis of each sequence.
+        """Find the best hypothesis of each sequence, and end as soon as no other can get better.
 
-        Parameters
-        ----------
-        encoded : Tensor, shape (B, T, D)
-            Encoder output; what stands in the padding has no effect.
-        lengths : Tensor, shape (B,)
-            Relative lengths, 0 to 1.
-
-        Returns
-        -------
-        SearchResult
-            A sequence of length 0 has an empty hypothesis with score 0.
+        A sequence of length 0 has an empty hypothesis with score 0.
         """
         return SearchResult.of(self._search(encoded, lengths, best_only=True))
 
     def nbest(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
-        """Search up to ``beam_size`` hypotheses of each sequence, best first.
+        """See `Searcher.nbest`: up to ``beam_size`` hypotheses of each sequence.
 
-        Parameters
-        ----------
-        encoded : Tensor, shape (B, T, D)
-            Encoder output.
-        lengths : Tensor, shape (B,)
-            Relative lengths, 0 to 1.
-
-        Returns
-        -------
-        list of list of Hypothesis
-            ``parts`` has the sources whose weight is not 0: "attention", "ctc", "lm".
+        Their ``parts`` have the sources whose weight is not 0: "attention", "ctc", "lm".
         """
         return self._search(encoded, lengths, best_only=False)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sru_asr.decode.result import Hypothesis
-from sru_asr.decode.searcher import Searcher
+from sru_asr.decode.searcher import Rescorer
 from sru_asr.lexicon import Lexicon
 from sru_asr.padding import steps_of
 from sru_asr.tokenizer import BLANK
@@ -22,7 +22,7 @@ class Decodes(Protocol):
     def decode(self, tokens: list[int]) -> str: ...
 
 
-class PhoneRescorer(Searcher):
+class PhoneRescorer(Rescorer):
     """Search with tokens, then choose among the N best hypotheses by CTC over phones too.
 
     Letters and sounds are two views of what was said, and their errors differ: where spelling is
@@ -84,51 +84,29 @@ class PhoneRescorer(Searcher):
         tokenizer: Decodes,
         weight: float = 0.3,
     ) -> None:
-        super().__init__()
-        if not callable(getattr(searcher, "nbest", None)):
-            raise TypeError(
-                f"searcher must have a method nbest, got {type(searcher).__name__} without one"
-            )
-        if getattr(searcher, "length_normalization", False):
-            raise ValueError("searcher must have length_normalization False: sums can be added to")
+        super().__init__(searcher)
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be at least 0, got {weight}")
-        self.searcher = searcher
         self.phone_output = phone_output
         self.lexicon = lexicon
         self.tokenizer = tokenizer
         self.weight = weight
 
-    @torch.no_grad()
-    def nbest(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
-        """Find the searcher's hypotheses and rank them anew.
-
-        Parameters
-        ----------
-        encoded : Tensor, shape (B, T, D)
-            Encoder output.
-        lengths : Tensor, shape (B,)
-            Relative lengths.
-
-        Returns
-        -------
-        list of list of Hypothesis
-            Best first; of equals, what the searcher had first. ``parts`` gains "phones", minus
-            infinity for what cannot be pronounced.
-        """
-        searcher: Any = self.searcher
-        found: list[list[Hypothesis]] = searcher.nbest(encoded, lengths)
+    def rescore(
+        self, found: list[list[Hypothesis]], encoded: Tensor, lengths: Tensor
+    ) -> list[list[Hypothesis]]:
+        """Add the phones; ``parts`` gains "phones", minus infinity for what has none."""
         log_probs = self.phone_output(encoded).float().log_softmax(-1)
         steps = steps_of(lengths.to(encoded.device), *encoded.shape[:2])
         assert steps is not None
         return [
-            self._rank(hypotheses, frames[:count])
+            self._add_phones(hypotheses, frames[:count])
             for hypotheses, frames, count in zip(found, log_probs, steps.tolist(), strict=True)
         ]
 
-    def _rank(self, hypotheses: list[Hypothesis], log_probs: Tensor) -> list[Hypothesis]:
+    def _add_phones(self, hypotheses: list[Hypothesis], log_probs: Tensor) -> list[Hypothesis]:
         scores = self._pronunciations([self._phones(h.tokens) for h in hypotheses], log_probs)
-        ranked = [
+        return [
             Hypothesis(
                 h.tokens,
                 # Of weight 0 is what does not count, even what cannot be pronounced.
@@ -137,7 +115,6 @@ class PhoneRescorer(Searcher):
             )
             for h, score in zip(hypotheses, scores, strict=True)
         ]
-        return sorted(ranked, key=lambda hypothesis: -hypothesis.score)
 
     def _phones(self, tokens: tuple[int, ...]) -> list[int] | None:
         text = self.tokenizer.decode(list(tokens))

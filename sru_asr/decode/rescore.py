@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sru_asr.decode.result import Hypothesis
 from sru_asr.decode.scorer import TokenScorer
-from sru_asr.decode.searcher import Searcher
+from sru_asr.decode.searcher import Rescorer
 from sru_asr.tokenizer import BOS, EOS
 
 
@@ -72,7 +72,7 @@ def sentence_log_probs(
     return totals
 
 
-class NBestRescorer(Searcher):
+class NBestRescorer(Rescorer):
     """Search with one model, then choose among its N best hypotheses with language models too.
 
     A hypothesis gets the searcher's score, plus each language model's weighted log probability of
@@ -125,13 +125,7 @@ class NBestRescorer(Searcher):
         weight: float | Mapping[str, float],
         token_bonus: float = 0.0,
     ) -> None:
-        super().__init__()
-        if not callable(getattr(searcher, "nbest", None)):
-            raise TypeError(
-                f"searcher must have a method nbest, got {type(searcher).__name__} without one"
-            )
-        if getattr(searcher, "length_normalization", False):
-            raise ValueError("searcher must have length_normalization False: sums can be added to")
+        super().__init__(searcher)
         models = lm if isinstance(lm, Mapping) else {"lm": lm}
         for name, model in models.items():
             if not isinstance(model, TokenScorer):
@@ -141,44 +135,27 @@ class NBestRescorer(Searcher):
             raise ValueError(
                 f"weight must name the language models {sorted(models)}, got {sorted(weights)}"
             )
-        self.searcher = searcher
         self.lms = nn.ModuleDict(models)
         self.weights = dict(weights)
         self.token_bonus = token_bonus
 
-    @torch.no_grad()
-    def nbest(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
-        """Find the searcher's hypotheses and rank them anew.
-
-        Parameters
-        ----------
-        encoded : Tensor, shape (B, T, D)
-            Encoder output.
-        lengths : Tensor, shape (B,)
-            Relative lengths.
-
-        Returns
-        -------
-        list of list of Hypothesis
-            Best first; of equals, what the searcher had first. ``parts`` gains the language
-            models' unweighted log probabilities.
-        """
-        searcher: Any = self.searcher
-        found: list[list[Hypothesis]] = searcher.nbest(encoded, lengths)
+    def rescore(
+        self, found: list[list[Hypothesis]], encoded: Tensor, lengths: Tensor
+    ) -> list[list[Hypothesis]]:
+        """Add the language models' log probabilities, which ``parts`` gains unweighted."""
         sentences = [hypothesis.tokens for hypotheses in found for hypothesis in hypotheses]
         columns: dict[str, Iterator[float]] = {}
         lms: Any = self.lms
         for name, model in lms.items():
             log_probs = sentence_log_probs(model, sentences, encoded.device)
             columns[name] = iter(log_probs.tolist())
-        ranked = []
-        for hypotheses in found:
-            rescored = [
+        return [
+            [
                 self._rescore(hypothesis, {name: next(column) for name, column in columns.items()})
                 for hypothesis in hypotheses
             ]
-            ranked.append(sorted(rescored, key=lambda hypothesis: -hypothesis.score))
-        return ranked
+            for hypotheses in found
+        ]
 
     def _rescore(self, hypothesis: Hypothesis, log_probs: dict[str, float]) -> Hypothesis:
         if taken := hypothesis.parts.keys() & log_probs.keys():
