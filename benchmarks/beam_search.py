@@ -154,7 +154,7 @@ def trained(folder: Path, speech: Sequence[Path], csv: Path | None, device: str)
     """
     from sru_asr.audio import read_audio
     from sru_asr.manifest import check_manifest
-    from sru_asr.transcribe import load_model
+    from sru_asr.model_folder import load_model
 
     model = load_model(folder, device)
     search = getattr(model.mods.decoder, "searcher", model.mods.decoder)  # of a rescorer

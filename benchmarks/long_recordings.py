@@ -29,8 +29,9 @@ from tqdm import tqdm
 from sru_asr.audio import AudioError, read_audio
 from sru_asr.files import atomically, write_atomically
 from sru_asr.manifest import ManifestError, Utterance, check_manifest
+from sru_asr.model_folder import ModelFolderError
 from sru_asr.score import Score, WordErrorRate
-from sru_asr.transcribe import Transcriber, TranscriptionError
+from sru_asr.transcribe import Transcriber
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +130,7 @@ def load(folder: str, args: argparse.Namespace) -> Transcriber:
 
     Raises
     ------
-    TranscriptionError
+    ModelFolderError
         When it is no model folder, or has no CTC output to decode greedily.
     """
     transcriber = Transcriber(folder, args.device)
@@ -145,7 +146,7 @@ def _decode_greedily(transcriber: Transcriber, folder: str) -> None:
     # Encoders of folders without an attention decoder give posteriors already.
     attention = hasattr(model.mods, "decoder")
     if attention and not hasattr(model.mods, "ctc_output"):
-        raise TranscriptionError(
+        raise ModelFolderError(
             f"model folder {folder}: found no modules.ctc_output, expected it for greedy decoding"
         )
 
@@ -424,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     try:
         run(args)
-    except (ManifestError, AudioError, TranscriptionError) as error:
+    except (ManifestError, AudioError, ModelFolderError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

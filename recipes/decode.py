@@ -34,8 +34,8 @@ from sru_asr.decode.language_model import load as load_language_model
 from sru_asr.decode.scorer import TokenScorer
 from sru_asr.manifest import ManifestError, Utterance, check_manifest
 from sru_asr.model import CTCPosteriors
+from sru_asr.model_folder import ModelFolderError, load_model
 from sru_asr.score import WordErrorRate
-from sru_asr.transcribe import TranscriptionError, load_model
 
 
 class Setting(NamedTuple):
@@ -193,7 +193,7 @@ def main(
     try:
         model = load_model(model_folder, device)
         utterances = check_manifest(manifest, data_root)
-    except (TranscriptionError, ManifestError) as error:
+    except (ModelFolderError, ManifestError) as error:
         raise click.ClickException(str(error)) from error
     tokenizer = model.hparams.tokenizer
     scorer = None

@@ -118,7 +118,7 @@ def export_ctc_onnx(model_dir: str | os.PathLike[str], path: str | os.PathLike[s
 
 def feature_posteriors(model_dir: str | os.PathLike[str]) -> FeaturePosteriors:
     """Load what `export_ctc_onnx` exports; argument and errors are the same."""
-    from sru_asr.transcribe import load_model
+    from sru_asr.model_folder import load_model
 
     modules = load_model(Path(model_dir), "cpu").mods
     # EncoderASR's encoder goes on to the posteriors, EncoderDecoderASR's stops before them.

@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sru_asr.audio import AudioError, audio_info, read_audio
 from sru_asr.decode.searcher import Searcher
-from sru_asr.export import INTERFACES
+from sru_asr.model_folder import load_model, one_line
 from sru_asr.padding import steps_of
-from sru_asr.transcripts import enumerate_some
+from sru_asr.segments import Transcript
 
 Audio = str | os.PathLike[str] | Tensor
-
-# What a folder is searched for, in any case. A file given by name may be called anything.
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph", ".nist"),
-    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
-)
 
 
 class TranscriptionError(ValueError):
     """Transcription cannot start; the message says what was found and what was expected."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What became of one recording.
-
-    Attributes
-    ----------
-    path : str or None
-        The file; None for a tensor.
-    text : str
-        What was recognised, empty after an error.
-    duration : float
-        Seconds of audio; 0 where not even the header could be read.
-    error : str or None
-        One sentence that names the file and says why there is no text.
-    """
-
-    path: str | None
-    text: str
-    duration: float
-    error: str | None = None
 
 
 class Transcriber:
@@ -86,7 +53,9 @@ class Transcriber:
     Raises
     ------
     TranscriptionError
-        If the folder is not a model folder, or there is no such device.
+        If there is no such device.
+    ModelFolderError
+        If the folder is not a model folder.
 
     Examples
     --------
@@ -210,13 +179,6 @@ class Transcriber:
         ]
 
 
-class _FromFrames:
-    """Mixed into an interface: `transcribe_batch` takes encoded frames in place of waveforms."""
-
-    def encode_batch(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        return frames
-
-
 def batches(durations: dict[int, float], seconds: float) -> Iterator[list[int]]:
     """Group recordings of like length, the longest first.
 
@@ -242,88 +204,6 @@ def batches(durations: dict[int, float], seconds: float) -> Iterator[list[int]]:
         yield batch
 
 
-def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """List the files that are meant by files and folders.
-
-    Files are taken as they come; folders are searched recursively for names that end like audio
-    files and do not begin with a dot, and give these sorted.
-
-    Raises
-    ------
-    TranscriptionError
-        If a folder holds no audio, or a file is meant twice.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for name in ("b.WAV", "a.flac", "notes.txt"):
-    ...     Path(folder.name, name).touch()
-    >>> [Path(path).name for path in find_audio([folder.name])]
-    ['a.flac', 'b.WAV']
-    >>> folder.cleanup()
-    """
-    found: list[str] = []
-    for given in inputs:
-        item = os.fspath(given)
-        inside = _search(item) if os.path.isdir(item) else [item]
-        if not inside:
-            raise TranscriptionError(
-                f"folder {item}: found no audio, expected files named "
-                f"{', '.join('*' + suffix for suffix in AUDIO_SUFFIXES)}"
-            )
-        found += inside
-    times = Counter(map(os.path.abspath, found))
-    twice = [path for path, count in times.items() if count > 1]
-    if twice:
-        raise TranscriptionError(
-            f"found {enumerate_some(twice, 3)} more than once, expected each recording once"
-        )
-    return found
-
-
-def recording_ids(paths: Sequence[str]) -> list[str]:
-    """Name recordings: by the file name's stem, and by more of the path where that is shared.
-
-    Raises
-    ------
-    TranscriptionError
-        If two would still have the same name.
-
-    Examples
-    --------
-    >>> recording_ids(["x/one.wav", "x/two.wav", "y/two.wav", "y/two.flac"])
-    ['one', 'x_two', 'y_two.wav', 'y_two.flac']
-    """
-    absolute = [os.path.abspath(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in absolute]) if paths else ""
-    full = [os.path.relpath(path, root).replace(os.sep, "_") for path in absolute]
-    ids = [Path(path).stem for path in paths]
-    for longer in ([os.path.splitext(name)[0] for name in full], full):
-        times = Counter(ids)
-        ids = [new if times[old] > 1 else old for old, new in zip(ids, longer, strict=True)]
-    times = Counter(ids)
-    clash = [path for path, name in zip(paths, ids, strict=True) if times[name] > 1]
-    if clash:
-        raise TranscriptionError(
-            f"found {enumerate_some(clash, 3)}, whose names differ only in / and _, "
-            "expected names that can be told apart in one folder"
-        )
-    return ids
-
-
-def _search(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith(".")
-    )
-
-
 def _path(item: Audio) -> str | None:
     return None if isinstance(item, Tensor) else os.fspath(item)
 
@@ -336,16 +216,10 @@ def _failed(item: Audio, duration: float, error: Exception) -> Transcript:
         name = "audio tensor" if path is None else f"audio file {path}"
         found = f"{duration:.1f} s of audio" if duration else "a file"
         reason = (
-            f"{name}: found {found} that cannot be transcribed ({_short(error)}), "
+            f"{name}: found {found} that cannot be transcribed ({one_line(error)}), "
             "expected what the model and the memory can take"
         )
     return Transcript(path, "", duration, reason)
-
-
-def _short(error: Exception) -> str:
-    """The kind of an error and what it says, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
 
 def _checked_device(name: str) -> str:
@@ -364,91 +238,3 @@ def _checked_device(name: str) -> str:
             "everywhere"
         )
     return f"cuda:{index}"  # SpeechBrain warns about "cuda" alone
-
-
-def load_model(folder: Path, device: str) -> Any:
-    """Load a model folder with the interface that its YAML names.
-
-    Parameters
-    ----------
-    folder : Path
-        As training leaves it: ``results/.../model``.
-    device : str
-        "cpu", "cuda" or "cuda:N".
-
-    Returns
-    -------
-    EncoderASR or EncoderDecoderASR
-        SpeechBrain's, whose ``transcribe_batch`` takes encoded frames in place of waveforms.
-
-    Raises
-    ------
-    TranscriptionError
-        When the folder is incomplete or cannot be loaded.
-    """
-    interface = _checked_folder(folder)
-    # Here and not above, so that what is wrong with the folder shows without the wait.
-    from speechbrain.inference import ASR
-    from speechbrain.utils.fetching import FetchConfig
-
-    cls: Any = type(interface, (_FromFrames, getattr(ASR, interface)), {})
-    try:
-        # Without savedir, files are read where they are and no links are made.
-        model = cls.from_hparams(
-            source=str(folder),
-            savedir=None,
-            fetch_config=FetchConfig(allow_network=False),
-            run_opts={"device": device},
-        )
-    except Exception as error:  # a YAML makes any objects, which raise anything
-        raise TranscriptionError(
-            f"model folder {folder}: found files that cannot be loaded ({_short(error)}), "
-            "expected those of one training run"
-        ) from error
-    for found, name in (
-        (hasattr(model.hparams, "sample_rate"), "sample_rate"),
-        (hasattr(model.mods.encoder, "encode"), "modules.encoder with a method encode"),
-    ):
-        if not found:
-            raise TranscriptionError(
-                f"model folder {folder}: found a hyperparams.yaml without {name}, expected one "
-                "as sru_asr.export writes it"
-            )
-    return model
-
-
-def _checked_folder(folder: Path) -> str:
-    """Check that a model folder is complete, and give its interface."""
-    yaml_file = folder / "hyperparams.yaml"
-    expected = "expected a model folder as training leaves it (results/.../model)"
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "no such folder"
-        raise TranscriptionError(f"model folder {folder}: found {found}, {expected}")
-    if not yaml_file.is_file():
-        raise TranscriptionError(
-            f"model folder {folder}: found no hyperparams.yaml in it, {expected}"
-        )
-    try:
-        # Read without making objects of its tags.
-        with open(yaml_file, encoding="utf-8") as file:
-            content = YAML().load(file)
-        interface = content["interface"]
-        loadables = content["pretrainer"]["loadables"]
-        elsewhere = content["pretrainer"].get("paths", {})
-    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise TranscriptionError(
-            f"{yaml_file}: found no interface and pretrainer.loadables ({_short(error)}), "
-            f"{expected}"
-        ) from None
-    if interface not in INTERFACES:
-        raise TranscriptionError(
-            f"{yaml_file}: found interface {interface!r}, expected {' or '.join(INTERFACES)}"
-        )
-    needed = [f"{name}.ckpt" for name in loadables if name not in elsewhere]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        raise TranscriptionError(
-            f"model folder {folder}: found no {' and no '.join(missing)}, "
-            f"expected hyperparams.yaml, {', '.join(needed)}"
-        )
-    return str(interface)

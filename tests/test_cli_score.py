@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from sru_asr import cli
+from sru_asr.commands.env import version_of
 
 REF = "u1 the cat sat\nu2 A\nu3 x y\n"
 HYP = "u3 x y z\nu1 the cat sit\nu2 a\n"
@@ -124,7 +125,7 @@ def test_env_lists_versions_and_the_build(monkeypatch):
     lines = run("env").stdout.splitlines()
     assert "build.cpu: avx2" in lines
     assert "build.cuda.architectures: sm_80, sm_90" in lines
-    assert f"packages.jiwer: {cli.version_of('jiwer')}" in lines
+    assert f"packages.jiwer: {version_of('jiwer')}" in lines
     assert json.loads(run("env", "--json").stdout)["build"] == Native.build_info()
 
 

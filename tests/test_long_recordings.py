@@ -214,7 +214,7 @@ def test_greedy_decoder_needs_a_ctc_output(benchmark, models, monkeypatch):
 
     monkeypatch.setattr(benchmark, "Transcriber", without_output)
     args = argparse.Namespace(decoder="greedy", device="cpu")
-    with pytest.raises(benchmark.TranscriptionError, match="found no modules.ctc_output"):
+    with pytest.raises(benchmark.ModelFolderError, match="found no modules.ctc_output"):
         benchmark.load(str(models["joint"]), args)
 
 

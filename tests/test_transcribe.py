@@ -1,6 +1,5 @@
 """Transcribing: SpeechBrain's own text in any batch, any audio, and errors that stay local."""
 
-import os
 import shutil
 
 import numpy as np
@@ -11,14 +10,9 @@ from model_folder import make_models
 from speechbrain.inference import ASR
 
 from sru_asr import transcribe
-from sru_asr.transcribe import (
-    Transcriber,
-    Transcript,
-    TranscriptionError,
-    batches,
-    find_audio,
-    recording_ids,
-)
+from sru_asr.model_folder import ModelFolderError
+from sru_asr.segments import Transcript
+from sru_asr.transcribe import Transcriber, TranscriptionError, batches
 
 RATE = 16000
 # The fourth and the last are shorter than one frame; 16160 and 16159 differ by one frame of 10 ms.
@@ -282,7 +276,7 @@ def test_what_is_not_a_model_folder_is_refused(model_folders, tmp_path, change, 
     folder = tmp_path / "model"
     shutil.copytree(model_folders["ctc"], folder)
     change(folder)
-    with pytest.raises(TranscriptionError) as caught:
+    with pytest.raises(ModelFolderError) as caught:
         Transcriber(folder)
     assert words in str(caught.value)
     assert str(folder) in str(caught.value)
@@ -296,7 +290,7 @@ def test_encoder_without_encode_is_refused(model_folders, tmp_path):
     edit("!new:sru_asr.model.CTCPosteriors", "!new:torch.nn.ModuleDict\n      modules:")(folder)
     content = (folder / "hyperparams.yaml").read_text()
     assert "ModuleDict" in content
-    with pytest.raises(TranscriptionError, match="found"):
+    with pytest.raises(ModelFolderError, match="found"):
         Transcriber(folder)
 
 
@@ -312,27 +306,3 @@ def test_missing_devices_are_refused(monkeypatch):
         Transcriber("model", device="cuda")
     with pytest.raises(TranscriptionError, match="found 'gpu', expected cpu or cuda"):
         Transcriber("model", device="gpu")
-
-
-def test_find_audio(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("d/b/2.WAV", "d/1.flac", "d/3.sph", "d/._1.flac", "d/notes.txt", "other.pcm"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "none").mkdir()
-    inside = [os.path.join("d", name) for name in ("1.flac", "3.sph", "b/2.WAV")]
-    assert find_audio(["other.pcm", "d"]) == ["other.pcm", *inside]
-    assert find_audio(["missing.wav"]) == ["missing.wav"]  # named when it is read, like the rest
-    with pytest.raises(TranscriptionError, match=r"folder none: found no audio, .* \*\.wav, "):
-        find_audio(["d", "none"])
-    for twice in (["d", "d/1.flac"], ["other.pcm", "./other.pcm"]):
-        with pytest.raises(TranscriptionError, match="more than once"):
-            find_audio(twice)
-
-
-def test_recording_ids():
-    assert recording_ids(["a/x.wav", "/tmp/y.z.flac"]) == ["x", "y.z"]
-    assert recording_ids(["r/a/x.wav", "r/b/x.wav", "r/y.wav"]) == ["a_x", "b_x", "y"]
-    assert recording_ids(["x.wav", "x.flac"]) == ["x.wav", "x.flac"]
-    with pytest.raises(TranscriptionError, match="can be told apart"):
-        recording_ids(["a_x.wav", "a/x.wav", "b/x.wav", "c/a_x.wav", "c/a/x.wav"])
