@@ -101,7 +101,7 @@ def export_ctc_onnx(model_dir: str | os.PathLike[str], path: str | os.PathLike[s
 
     Raises
     ------
-    TranscriptionError
+    ModelFolderError
         When it is not a model folder.
     ValueError
         When the model has no CTC output.
