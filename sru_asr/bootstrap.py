@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def resample_sums(
-    columns: npt.ArrayLike, resamples: int, seed: int = 0
-) -> npt.NDArray[np.float64]:
+def resample_sums(columns: npt.ArrayLike, resamples: int, seed: int = 0) -> npt.NDArray[np.float64]:
     """Sum columns over utterances that are drawn with replacement, as many as there are.
 
     One draw serves all columns, so quantities that belong to the same utterance (its words, the

@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -174,9 +175,11 @@ def _ranges(numbers: Mapping[str, float]) -> dict[str, str]:
     if not edges:
         return dict.fromkeys(numbers, f"{values.min():g} to {values.max():g}")
     if whole:
-        first, last = [values.min(), *edges], [*(edge - 1 for edge in edges), values.max()]
-        labels = [f"{a:.0f} to {b:.0f}" if a < b else f"{a:.0f}" for a, b in zip(first, last)]
+        ends = zip(
+            [values.min(), *edges], [*(edge - 1 for edge in edges), values.max()], strict=True
+        )
+        labels = [f"{a:.0f} to {b:.0f}" if a < b else f"{a:.0f}" for a, b in ends]
     else:
-        between = [f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:])]
+        between = [f"{a:g} to {b:g}" for a, b in pairwise(edges)]
         labels = [f"below {edges[0]:g}", *between, f"{edges[-1]:g} and more"]
     return {one: labels[int(np.digitize(number, edges))] for one, number in numbers.items()}

@@ -142,13 +142,15 @@ def score(
             what: divide(values_by(what, words, rows, speaker_pattern), names_by_value(what))
             for what in by
         }
-        evaluation = evaluate(utterances, reference, f"{normalize} ({normalizer})", parts, bootstrap)
+        normalization = f"{normalize} ({normalizer})"
+        evaluation = evaluate(utterances, reference, normalization, parts, bootstrap)
         if html_file:
             from sru_asr.report import write_html
             from sru_asr.report.players import find_recordings
 
-            named = {one: row["wav"] for one, row in rows[1].items() if "wav" in row} if rows else {}
-            recordings = find_recordings(words, audio_root, named)
+            table = rows[1] if rows else {}
+            wavs = {one: row["wav"] for one, row in table.items() if row.get("wav")}
+            recordings = find_recordings(words, audio_root, wavs)
             write_html(html_file, evaluation, recordings, embed_audio)
         if json_file:
             _write_json(json_file, evaluation)
@@ -174,26 +176,26 @@ def score(
 
 def _named_files(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """The files of the systems by their names."""
+    if names and len(names) != len(arguments):
+        raise BadInput(f"--name: found {len(names)} for {len(arguments)} files, expected each")
     if names:
-        if len(names) != len(arguments):
-            raise BadInput(f"--name: found {len(names)} for {len(arguments)} files, expected each")
         named = list(zip(names, arguments, strict=True))
     else:
-        named = [_split_name(argument) for argument in arguments]
-        unnamed = _short_names([file for name, file in named if name is None])
-        named = [(name or unnamed[file], file) for name, file in named]
+        split = [_split_name(argument) for argument in arguments]
+        short = _short_names([file for name, file in split if name is None])
+        named = [(short[file] if name is None else name, file) for name, file in split]
     files = [file for _, file in named]
     for what, times in (
+        ("file", Counter(os.path.relpath(os.path.realpath(file)) for file in files)),
         ("name", Counter(name for name, _ in named)),
-        ("file", Counter(os.path.realpath(file) for file in files)),
     ):
         twice = [one for one, count in times.items() if count > 1]
         if twice:
             raise BadInput(f"HYP: the {what} {twice[0]} is given twice, expected different systems")
-    empty = [file for name, file in named if not str(name).strip()]
+    empty = [file for name, file in named if not name.strip()]
     if empty:
         raise BadInput(f"HYP: the name of {empty[0]} is empty")
-    return {str(name): file for name, file in named}
+    return dict(named)
 
 
 def _split_name(argument: str) -> tuple[str | None, str]:
@@ -266,9 +268,7 @@ def _write_details(path: str, systems: Mapping[str, WordErrorRate]) -> None:
     write_atomically(path, text.getvalue())
 
 
-def _print(
-    evaluation: Evaluation, formats: Mapping[str, tuple[Transcripts, Transcripts]]
-) -> None:
+def _print(evaluation: Evaluation, formats: Mapping[str, tuple[Transcripts, Transcripts]]) -> None:
     if len(evaluation.systems) == 1:
         _print_rows(_result(evaluation.systems[0].score) | _origin(evaluation, formats))
     else:

@@ -75,7 +75,7 @@ function sortable(columns, rows, sort, onSort) {
     const kind = column.number ? "number" : undefined;
     if (!column.value) return make("th", { scope: "col", class: kind }, column.label);
     return make("th", { scope: "col", class: kind, "aria-sort": order },
-      make("button", { type: "button", onclick }, column.label));
+      make("button", { type: "button", title: column.title, onclick }, column.label));
   });
   const body = make("tbody");
   const show = (from, to) => body.append(...ordered.slice(from, to).map((row) => make("tr", {},
@@ -103,8 +103,8 @@ function scaleOf(low, high) {
   return { from, step: `${(100 * step) / (to - from)}%`, place, ticks };
 }
 function plot(points, scale, label) {
-  const rows = points.map(({ value, ci95, system }) => {
-    const row = make("div", { "--c": colour(system), "--step": scale.step });
+  const rows = points.map(({ value, ci95, of }) => {
+    const row = make("div", { "--c": of, "--step": scale.step });
     if (scale.from < 0) row.append(make("u", { "--at": scale.place(0) }));
     if (value === undefined) return row;
     const [low, high] = ci95.map(scale.place);
@@ -143,7 +143,7 @@ function showSystems() {
   at("systems").append(scroll(make("table", {},
     heads(["System"], [axis(scale)], ["WER", 1], ["95 % interval", 1], ["S", 1], ["D", 1], ["I", 1], ["CER", 1], ["SER", 1]),
     make("tbody", {}, ...systems.map((one, system) => {
-      const point = { value: one.wer, ci95: one.ci95, system };
+      const point = { value: one.wer, ci95: one.ci95, of: colour(system) };
       const row = cells(named(system), plot([point], scale, `WER ${percent(one.wer)}`), percent(one.wer),
         interval(one.ci95), count(one.substitutions), count(one.deletions), count(one.insertions),
         percent(one.cer), percent(one.ser));
@@ -161,12 +161,13 @@ function showComparisons() {
     heads(["Pair"], [axis(scale)], ["Difference", 1], ["95 % interval", 1], ["p", 1], ["Fewer errors"]),
     make("tbody", {}, ...comparisons.map((one) => {
       const [first, second] = one.pair.map((system) => systems[system].name);
-      const better = one.difference < 0 ? first : second;
+      const better = one.pair[one.difference < 0 ? 0 : 1], clear = one.p_value < 0.05;
       const low = one.p_value <= 2 / data.resamples ? "≤ " : "";
       const row = cells(`${first} − ${second}`,
-        plot([{ value: one.difference, ci95: one.ci95, system: one.pair[0] }], scale, `difference ${signed(one.difference)}`),
+        plot([{ value: one.difference, ci95: one.ci95, of: clear ? colour(better) : "var(--soft)" }], scale,
+          `difference ${signed(one.difference)}`),
         signed(one.difference), one.ci95.map(signed).join(" to "), low + one.p_value.toPrecision(2),
-        make("span", { class: "verdict" }, one.p_value < 0.05 ? better : "not told apart"));
+        make("span", { class: "verdict" }, ...(clear ? named(better) : ["not told apart"])));
       return row;
     })))));
 }
@@ -185,7 +186,7 @@ function showBreakdown() {
     { label: name, value: (row) => row.index, cell: (row) => make("button", { type: "button", class: "group",
       "data-group": `${breakdown} ${row.index}`, onclick: () => chooseGroup([breakdown, row.index]) }, row.label) },
     { label: axis(scale), cell: (row) => plot(
-      row.scores.map((score, system) => ({ value: score?.wer, ci95: score?.ci95, system })), scale,
+      row.scores.map((score, system) => ({ value: score?.wer, ci95: score?.ci95, of: colour(system) })), scale,
       row.scores.map((score, system) => `${systems[system].name} ${text(score)}`).join(", ")) },
     ...systems.map((system, index) => ({
       label: systems.length > 1 ? system.name : "WER", number: true,
@@ -304,7 +305,7 @@ function columnsOf() {
     { label: "Words", number: true, value: (row) => row.words, cell: (row) => String(row.words) },
     { label: "Errors", number: true, value: errorsOf, cell: (row) => String(errorsOf(row)) },
     { label: "WER", number: true, value: werOf, cell: (row) => werText(werOf(row)) },
-    ...(several ? [{ label: "Spread", number: true, value: spread, cell: (row) => String(spread(row)) }] : []),
+    ...(several ? [{ label: "Spread", title: "Most errors of a system less fewest", number: true, value: spread, cell: (row) => String(spread(row)) }] : []),
     { label: "Transcript", cell: transcript },
   ];
 }

@@ -61,7 +61,8 @@ def find_recordings(
             raise TranscriptError(
                 f"--audio-root {root}: found {name} twice: {enumerate_some(map(str, best))}"
             )
-        found.update({name: file for file in best})
+        if best:
+            found[name] = best[0]
     if not found:
         raise TranscriptError(
             f"--audio-root {root}: found none of the recordings, expected {ids[0]}.wav or so "
