@@ -101,8 +101,8 @@ def divide(values: Mapping[str, str], by_value: bool = False) -> dict[str, list[
     Returns
     -------
     dict of str to list of str
-        For each part, by what it is called, its utterances: numbers in their order, then text in
-        alphabetical order, then utterances with an empty value.
+        For each part, by what it is called, its utterances: numbers in their order, else text in
+        alphabetical order with numbers in theirs, then utterances with an empty value.
 
     Examples
     --------
@@ -118,7 +118,9 @@ def divide(values: Mapping[str, str], by_value: bool = False) -> dict[str, list[
         labels = _ranges(numbers)
     else:
         labels = {one: values[one] for one in numbers}
-    order = sorted(numbers, key=lambda one: (numbers[one] if numeric else 0.0, labels[one]))
+    order = sorted(
+        numbers, key=lambda one: (numbers[one] if numeric else 0.0, _natural_order(labels[one]))
+    )
     place = {one: number for number, one in enumerate(values)}
     parts: dict[str, list[str]] = defaultdict(list)
     for one in order:
@@ -154,6 +156,11 @@ def _speakers(ids: Mapping[str, int], pattern: str) -> dict[str, str]:
             f"{enumerate_some(without)}"
         )
     return speakers
+
+
+def _natural_order(text: str) -> list[str | int]:
+    # Text and numbers take turns, so that like is compared with like.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def _number(text: str) -> float:
