@@ -95,9 +95,10 @@ def compare_errors(
 
     Every resample draws as many utterances as there are, with replacement, the same for all
     systems, and takes the difference of the two rates on what was drawn; the interval holds the
-    middle 95 % of these differences. The p value is twice the share of resamples in which the
-    difference is 0 or has the other sign, between two resamples' share and 1. Bisani and Ney,
-    "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
+    middle 95 % of these differences. The p value is twice the smaller of two shares, of resamples
+    whose difference is 0 or less and of those whose difference is 0 or more; it is at most 1 and at
+    least two divided by the number of resamples. Bisani and Ney, "Bootstrap estimates for
+    confidence intervals in ASR performance evaluation", ICASSP 2004.
 
     Parameters
     ----------

@@ -52,6 +52,7 @@ def test_numbers_are_ordered_as_numbers() -> None:
 
 def test_text_is_ordered_as_text_and_keeps_the_order_of_utterances() -> None:
     assert divide({"z": "b", "y": "a", "x": "b"}) == {"a": ["y"], "b": ["z", "x"]}
+    assert list(divide({"z": "s10", "y": "s9", "x": "r"})) == ["r", "s9", "s10"]
 
 
 def test_names_that_are_numbers_are_not_put_into_ranges() -> None:

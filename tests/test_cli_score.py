@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -192,6 +193,15 @@ def test_names(several, arguments, names):
     assert result.exit_code == 0, result.stderr
     found = json.loads((several / "x.json").read_text())
     assert [system["name"] for system in found["systems"]] == names
+
+
+def test_names_of_files_that_are_not_utf8(several):
+    name = os.fsdecode(b"caf\xe9.txt")
+    (several / name).write_text(HYP)
+    result = run("score", name, name, "ref.txt", "--json", "x.json", "--html", "x.html")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((several / "x.json").read_text())
+    assert (found["reference"], found["systems"][0]["name"]) == ("caf\ufffd.txt", "caf\ufffd")
 
 
 def test_parts(several):

@@ -143,7 +143,7 @@ def score(
             for what in by
         }
         normalization = f"{normalize} ({normalizer})"
-        evaluation = evaluate(utterances, reference, normalization, parts, bootstrap)
+        evaluation = evaluate(utterances, _readable(reference), normalization, parts, bootstrap)
         if html_file:
             from sru_asr.report import write_html
             from sru_asr.report.players import find_recordings
@@ -195,7 +195,12 @@ def _named_files(arguments: Sequence[str], names: Sequence[str]) -> dict[str, st
     empty = [file for name, file in named if not name.strip()]
     if empty:
         raise BadInput(f"HYP: the name of {empty[0]} is empty")
-    return dict(named)
+    return {_readable(name): file for name, file in named}
+
+
+def _readable(name: str) -> str:
+    """A name of a file that is not UTF-8 cannot be written to one that is."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _split_name(argument: str) -> tuple[str | None, str]:
