@@ -119,6 +119,10 @@ def score(
     from sru_asr.score import WordErrorRate
     from sru_asr.text import preset
 
+    try:
+        normalizer = preset(normalize)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"--normalize {normalize}: {error}") from None
     bad_input: tuple[type[Exception], ...] = (TranscriptError, BreakdownError)
     rows = None
     try:
@@ -127,7 +131,6 @@ def score(
 
             bad_input += (ManifestError,)
             rows = read_table(manifest, audio_root)
-        normalizer = preset(normalize)
         systems: dict[str, WordErrorRate] = {}
         formats: dict[str, tuple[Transcripts, Transcripts]] = {}
         for name, file in files.items():
@@ -160,10 +163,6 @@ def score(
             evaluation.write_breakdowns(by_csv)
         if details:
             _write_details(details, systems)
-    except ModuleNotFoundError as error:
-        if normalize != "english":
-            raise
-        raise BadInput(f"--normalize english: {error}") from None
     except bad_input as error:
         raise BadInput(str(error)) from None
     except OSError as error:
