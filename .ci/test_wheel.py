@@ -25,6 +25,7 @@ from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = {"cpu": "sru_asr/_C.abi3.so", "cuda": "sru_asr/_C_cuda.abi3.so"}
+PAGE = {f"sru_asr/report/page.{kind}" for kind in ("html", "css", "js")}
 # PyTorch brings the first three, and every Linux the others.
 NEEDED = ["libtorch*.so", "libc10*.so", "libcudart.so.*"]
 NEEDED += ["libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2"]
@@ -59,7 +60,7 @@ def inspect(wheel: Path) -> dict[str, bool]:
         told = record[part]["compiler"] if built[part] else record[part]["reason"]
         print(f"  {library}: {told}")
         assert built[part] or (part == "cuda" and " failed (" not in told), "the build went wrong"
-    assert "sru_asr/py.typed" in names
+    assert {"sru_asr/py.typed", *PAGE} <= names
     assert set(contents) == {LIBRARIES[part] for part in LIBRARIES if built[part]}
     for name, data in {"sru_asr/_build.json": text, **contents}.items():
         found = PATH_IN_TEXT.findall(data)

@@ -40,6 +40,7 @@ __all__ = [
     "hold_out",
     "list_problems",
     "read_manifest",
+    "read_table",
     "write_manifest",
 ]
 
@@ -218,6 +219,60 @@ def read_manifest(
     if problems:
         raise ManifestError(path, problems)
     return [utterance for _, utterance in rows]
+
+
+def read_table(
+    path: StrPath, data_root: StrPath | None = None
+) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Read a manifest with whatever columns it has beside ``ID``.
+
+    Parameters
+    ----------
+    path : str or path
+        CSV or JSON, by its suffix.
+    data_root : str or path, optional
+        Where the column ``wav``, if there is one, starts; see `read_manifest`.
+
+    Returns
+    -------
+    columns : list of str
+        Their names without ``ID``.
+    rows : dict of str to dict of str to str
+        For each ID its cells; "" where a row has none.
+
+    Raises
+    ------
+    ManifestError
+        For a file that cannot be read, no column ``ID``, an empty or a duplicate ID, no rows.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "test.csv")
+    >>> _ = open(path, "w").write("ID,room,snr\\nu1,hall,12.5\\nu2,car,\\n")
+    >>> read_table(path)
+    (['room', 'snr'], {'u1': {'room': 'hall', 'snr': '12.5'}, 'u2': {'room': 'car', 'snr': ''}})
+    >>> folder.cleanup()
+    """
+    columns, raw_rows = _raw_rows(path)
+    if not raw_rows:
+        raise ManifestError(path, ["is empty: found no utterances, expected at least one row"])
+    if "ID" not in columns:
+        raise ManifestError(path, [f"missing column ID (found {', '.join(columns)})"])
+    others = [name for name in columns if name != "ID"]
+    problems: list[str] = []
+    rows: dict[str, dict[str, str]] = {}
+    for place, raw in raw_rows:
+        ID = _text(raw.get("ID"))
+        if not ID or ID in rows:
+            problems.append(f"{place}: {f'duplicate ID {ID!r}' if ID else 'empty ID'}")
+        rows[ID] = {name: _text(raw.get(name)) for name in others}
+        if rows[ID].get("wav"):
+            rows[ID]["wav"] = _resolve(rows[ID]["wav"], path, data_root)
+    if problems:
+        raise ManifestError(path, problems)
+    return others, rows
 
 
 def check_manifest(

@@ -16,11 +16,71 @@ import jiwer
 import numpy as np
 import numpy.typing as npt
 
+from sru_asr.bootstrap import resample_sums
 from sru_asr.files import write_atomically
-from sru_asr.text import Normalization
+from sru_asr.text import Normalizer, preset
 from sru_asr.transcripts import TranscriptError, enumerate_some
 
 Words = str | Sequence[str]
+
+_OPERATIONS = {"equal": "=", "substitute": "S", "delete": "D", "insert": "I"}
+
+
+@dataclass(frozen=True)
+class UtteranceScore:
+    """How one hypothesis agrees with its reference.
+
+    Attributes
+    ----------
+    id : str
+        Name of the utterance.
+    reference, hypothesis : str
+        What was said and what was recognised, normalised, words separated by single spaces.
+    operations : str
+        The alignment, a letter for each of its places from left to right: ``=`` the next word of
+        both sides, which is the same; ``S`` the next word of both sides, a substitution; ``D`` the
+        next word of the reference alone; ``I`` the next word of the hypothesis alone.
+    characters, character_errors : int
+        Of the reference with single spaces, and the distance to it.
+
+    Examples
+    --------
+    >>> row = UtteranceScore("utt-1", "go north now", "so north", "S=D", 12, 5)
+    >>> row.words, row.errors, row.substitutions, row.deletions, row.insertions
+    (3, 2, 1, 1, 0)
+    """
+
+    id: str
+    reference: str
+    hypothesis: str
+    operations: str
+    characters: int
+    character_errors: int
+
+    @property
+    def words(self) -> int:
+        """Words in the reference."""
+        return len(self.operations) - self.insertions
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        return len(self.operations) - self.operations.count("=")
+
+    @property
+    def substitutions(self) -> int:
+        """Words that were taken for another."""
+        return self.operations.count("S")
+
+    @property
+    def deletions(self) -> int:
+        """Words of the reference that are missing."""
+        return self.operations.count("D")
+
+    @property
+    def insertions(self) -> int:
+        """Words that nobody said."""
+        return self.operations.count("I")
 
 
 @dataclass(frozen=True)
@@ -87,8 +147,8 @@ class WordErrorRate:
 
     Parameters
     ----------
-    normalization : Normalization or str
-        Applied to both sides; a `Normalization` or the name of a preset.
+    normalization : Normalizer or str
+        Applied to both sides; a `sru_asr.text.Normalization` for example, or the name of a preset.
     bootstrap : int
         Resamples for the interval, at least 100. The interval is the same in every run.
     allow_empty_reference : bool
@@ -108,12 +168,12 @@ class WordErrorRate:
 
     def __init__(
         self,
-        normalization: Normalization | str = "none",
+        normalization: Normalizer | str = "none",
         bootstrap: int = 2000,
         allow_empty_reference: bool = False,
     ) -> None:
         if isinstance(normalization, str):
-            normalization = Normalization.preset(normalization)
+            normalization = preset(normalization)
         if bootstrap < 100:
             raise ValueError(f"bootstrap must be at least 100, not {bootstrap}")
         self.normalization = normalization
@@ -124,6 +184,7 @@ class WordErrorRate:
     def clear(self) -> None:
         """Forget all utterances."""
         self._pairs: dict[str, tuple[str, str]] = {}
+        self._scored: list[UtteranceScore] | None = None
 
     def append(self, ids: Sequence[str], predict: Sequence[Words], target: Sequence[Words]) -> None:
         """Add a batch of utterances.
@@ -144,6 +205,7 @@ class WordErrorRate:
         twice = [name for name in seen if seen[name] > 1 or name in self._pairs]
         if twice:
             raise TranscriptError(f"{len(twice)} duplicate ids: {enumerate_some(twice)}")
+        self._scored = None
         for name, hypothesis, reference in zip(ids, predict, target, strict=True):
             self._pairs[name] = self._text(reference), self._text(hypothesis)
 
@@ -160,10 +222,38 @@ class WordErrorRate:
         -------
         Score or number
         """
-        score = self._score(self._align())
+        score = score_utterances(self.utterances(), self.bootstrap)
         if field is None:
             return score
         return getattr(score, {"error_rate": "wer", "WER": "wer"}.get(field, field))
+
+    def utterances(self) -> list[UtteranceScore]:
+        """Align everything appended so far, utterance by utterance.
+
+        Raises
+        ------
+        TranscriptError
+            For references without words, unless they are allowed; for none with words always.
+        """
+        if self._scored is None:
+            words, characters = self._align(), jiwer.process_characters(*self._sides())
+            self._scored = [
+                UtteranceScore(
+                    name,
+                    *texts,
+                    "".join(_OPERATIONS[chunk.type] * _length(chunk) for chunk in word_chunks),
+                    len(reference),
+                    sum(_length(chunk) for chunk in chunks if chunk.type != "equal"),
+                )
+                for (name, texts), word_chunks, reference, chunks in zip(
+                    self._pairs.items(),
+                    words.alignments,
+                    characters.references,
+                    characters.alignments,
+                    strict=True,
+                )
+            ]
+        return self._scored
 
     def write_stats(self, file: str | os.PathLike[str] | TextIO) -> None:
         """Write the score and the alignment of every utterance that has an error.
@@ -174,6 +264,7 @@ class WordErrorRate:
             A path is written all or nothing.
         """
         output = self._align()
+        score = score_utterances(self.utterances(), self.bootstrap)
         names = list(self._pairs)
         alignments = re.sub(
             r"^=== SENTENCE (\d+) ===$",
@@ -182,7 +273,7 @@ class WordErrorRate:
             flags=re.MULTILINE,
         )
         content = (
-            f"{self._score(output)}\nnormalisation: {self.normalization}\n\n"
+            f"{score}\nnormalisation: {self.normalization}\n\n"
             f"{alignments}\n{jiwer.visualize_error_counts(output, top_k=20)}\n"
         )
         if isinstance(file, str | os.PathLike):
@@ -199,19 +290,10 @@ class WordErrorRate:
             Written all or nothing; columns ``ID, words, errors, substitutions, deletions,
             insertions, reference, hypothesis``.
         """
-        output = self._align()
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
-        kinds = ("substitute", "delete", "insert")
-        rows.writerow(
-            ["ID", "words", "errors", "substitutions", "deletions", "insertions"]
-            + ["reference", "hypothesis"]
-        )
-        for (name, texts), words, chunks in zip(
-            self._pairs.items(), output.references, output.alignments, strict=True
-        ):
-            errors = [_count_errors([c for c in chunks if c.type == kind]) for kind in kinds]
-            rows.writerow([name, len(words), sum(errors), *errors, *texts])
+        rows.writerow(UTTERANCE_COLUMNS)
+        rows.writerows(utterance_row(utterance) for utterance in self.utterances())
         write_atomically(file, table.getvalue())
 
     def _text(self, words: Words) -> str:
@@ -233,19 +315,59 @@ class WordErrorRate:
         references, hypotheses = zip(*self._pairs.values(), strict=True)
         return list(references), list(hypotheses)
 
-    def _score(self, output: jiwer.WordOutput) -> Score:
-        words = np.array([len(reference) for reference in output.references])
-        errors = np.array([_count_errors(chunks) for chunks in output.alignments])
-        return Score(
-            wer=100 * output.wer,
-            words=int(words.sum()),
-            substitutions=output.substitutions,
-            deletions=output.deletions,
-            insertions=output.insertions,
-            ci95=bootstrap_interval(errors, words, self.bootstrap),
-            cer=100 * jiwer.process_characters(*self._sides()).cer,
-            utterances=len(words),
-        )
+
+UTTERANCE_COLUMNS = (
+    *("ID", "words", "errors", "substitutions", "deletions", "insertions"),
+    *("reference", "hypothesis"),
+)
+
+
+def utterance_row(utterance: UtteranceScore) -> list[str | int]:
+    """The cells of an utterance under `UTTERANCE_COLUMNS`."""
+    return [
+        *(utterance.id, utterance.words, utterance.errors),
+        *(utterance.substitutions, utterance.deletions, utterance.insertions),
+        *(utterance.reference, utterance.hypothesis),
+    ]
+
+
+def score_utterances(utterances: Sequence[UtteranceScore], resamples: int = 2000) -> Score:
+    """Sum up what was counted for each utterance.
+
+    Parameters
+    ----------
+    utterances : sequence of UtteranceScore
+        The set, or a part of it.
+    resamples : int
+        Draws of the bootstrap.
+
+    Raises
+    ------
+    TranscriptError
+        When there is no word in the references.
+
+    Examples
+    --------
+    >>> rows = [UtteranceScore("a", "go north", "go forth", "=S", 8, 2)]
+    >>> score_utterances(rows).wer
+    50.0
+    """
+    words = [utterance.words for utterance in utterances]
+    if not sum(words):
+        raise TranscriptError("no reference words to score")
+    errors = [utterance.errors for utterance in utterances]
+    characters = sum(utterance.characters for utterance in utterances)
+    wrong = sum(utterance.character_errors for utterance in utterances)
+    return Score(
+        wer=100 * (sum(errors) / sum(words)),
+        words=sum(words),
+        substitutions=sum(utterance.substitutions for utterance in utterances),
+        deletions=sum(utterance.deletions for utterance in utterances),
+        insertions=sum(utterance.insertions for utterance in utterances),
+        ci95=bootstrap_interval(errors, words, resamples),
+        cer=100 * (wrong / characters),
+        utterances=len(utterances),
+    )
 
 
 def bootstrap_interval(
@@ -273,24 +395,12 @@ def bootstrap_interval(
     >>> 3.9 < low < 4.2 and 5.8 < high < 6.1
     True
     """
-    errors, words = np.asarray(errors), np.asarray(words)
-    count = len(words)
-    block = max(1, 2**20 // count)  # bounds the memory
-    generator = np.random.default_rng(seed)
-    rates = []
-    for start in range(0, resamples, block):
-        drawn = generator.integers(count, size=(min(block, resamples - start), count))
-        drawn_errors, drawn_words = errors[drawn].sum(axis=1), words[drawn].sum(axis=1)
-        some = drawn_words > 0
-        rates.append(drawn_errors[some] / drawn_words[some])
-    low, high = 100 * np.percentile(np.concatenate(rates), [2.5, 97.5])
+    sums = resample_sums(np.stack([errors, words], axis=-1), resamples, seed)
+    some = sums[:, 1] > 0
+    low, high = 100 * np.percentile(sums[some, 0] / sums[some, 1], [2.5, 97.5])
     return float(low), float(high)
 
 
-def _count_errors(chunks: Sequence[jiwer.AlignmentChunk]) -> int:
-    # a chunk without a change is equal; in any other, the longer side is its number of errors
-    return sum(
-        max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-        for chunk in chunks
-        if chunk.type != "equal"
-    )
+def _length(chunk: jiwer.AlignmentChunk) -> int:
+    # An insertion has no reference and a deletion no hypothesis; else both sides are as long.
+    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)

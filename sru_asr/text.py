@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Protocol
 
 # An apostrophe between two letters or digits, or else any other mark.
 _MARK = re.compile(r"(?<=[^\W_])(['’])(?=[^\W_])|([^\w\s]|_)")
+
+
+class Normalizer(Protocol):
+    """What rewrites a transcript before it is scored, and says in one line how."""
+
+    def __call__(self, text: str, /) -> str:
+        """Normalise one transcript; its words are separated by single spaces."""
+
+    def __str__(self) -> str:
+        """The steps, with the version of a library that takes them."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +103,67 @@ PRESETS = {
     "none": Normalization(),
     "basic": Normalization(lower_case=True, compose=True, remove_punctuation=True),
 }
+
+
+class EnglishNormalization:
+    """Whisper's normalisation of English text, by the package ``whisper-normalizer``.
+
+    Contractions are written out, numbers become digits, British spellings American, titles words;
+    case, punctuation, diacritics, fillers ("uh", "hmm") and what stands in brackets are removed.
+    Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", appendix C. Unlike
+    `Normalization`, it may change the same text again when it is applied twice.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        When the package is not installed; the message names the command.
+
+    Examples
+    --------
+    >>> english = EnglishNormalization()  # doctest: +SKIP
+    >>> english("Mr. Brown won't pay twenty-five pounds, uh, for colour TV!")  # doctest: +SKIP
+    'mister brown will not pay £25 for color tv'
+    """
+
+    def __init__(self) -> None:
+        try:
+            from whisper_normalizer.english import EnglishTextNormalizer
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the english normalisation needs the package {error.name}; install it with: "
+                "pip install 'sru-asr[english]'",
+                name=error.name,
+            ) from None
+        # It takes milliseconds, and several systems have the same reference and many a transcript.
+        self._normalize = functools.cache(EnglishTextNormalizer())
+
+    def __call__(self, text: str) -> str:
+        """Normalise one transcript."""
+        return " ".join(self._normalize(text).split())
+
+    def __str__(self) -> str:
+        version = importlib.metadata.version("whisper-normalizer")
+        return f"Whisper's normalisation of English, whisper-normalizer {version}"
+
+
+PRESET_NAMES = (*PRESETS, "english")
+
+
+def preset(name: str) -> Normalizer:
+    """Look up a normalisation by its name, one of `PRESET_NAMES`.
+
+    Raises
+    ------
+    ValueError
+        For any other name.
+    ModuleNotFoundError
+        For "english" without the package ``whisper-normalizer``.
+
+    Examples
+    --------
+    >>> preset("basic")("Go north!")
+    'go north'
+    """
+    if name == "english":
+        return EnglishNormalization()
+    return Normalization.preset(name)

@@ -10,6 +10,10 @@ format     what it holds                                                       c
            transcript or hypothesis, in any case), among others
 ``json``   JSON lines or an array of objects with the same names, or a         ``*.json``,
            SpeechBrain manifest ``{id: {"wrd": ...}}``                         ``*.jsonl``
+``ctm``    ``recording channel start duration word [confidence]`` on each      ``*.ctm``
+           line: words in time, joined for each recording
+``stm``    ``recording channel speaker start end [<label>] word word`` on      ``*.stm``
+           each line: segments in time, joined for each recording
 ``plain``  one utterance on each line, matched by line number                  the rest
 =========  ==================================================================  =================
 
@@ -26,6 +30,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -44,6 +49,8 @@ _SUFFIXES = {
     ".json": "json",
     ".jsonl": "json",
     ".ndjson": "json",
+    ".ctm": "ctm",
+    ".stm": "stm",
 }
 _TRN = re.compile(r"(.*)\(([^()\s]+)\)\s*")
 _ID_LIKE = re.compile(r"[\d_-]")
@@ -172,7 +179,8 @@ def pair(reference: Transcripts, hypothesis: Transcripts) -> list[tuple[str, str
     ------
     TranscriptError
         If an id is missing from the hypothesis or unknown to the reference, if the numbers of
-        lines differ, or if only one of the two has ids.
+        lines differ, or if only one of the two has ids. A hypothesis in CTM may lack ids, which
+        have no words then, but not all of them.
 
     Examples
     --------
@@ -194,6 +202,8 @@ def pair(reference: Transcripts, hypothesis: Transcripts) -> list[tuple[str, str
             f"{hypothesis.path} has {len(hyp)}"
         )
     missing = [name for name in ref if name not in hyp]
+    if hypothesis.format == "ctm" and len(missing) < len(ref):
+        missing = []  # a CTM file has a line for each word, and none where there is no word
     extra = [name for name in hyp if name not in ref]
     problems = []
     if missing:
@@ -204,11 +214,11 @@ def pair(reference: Transcripts, hypothesis: Transcripts) -> list[tuple[str, str
         raise TranscriptError(
             f"{hypothesis.path} does not match {reference.path}: {' and '.join(problems)}"
         )
-    return [(name, text, hyp[name]) for name, text in ref.items()]
+    return [(name, text, hyp.get(name, "")) for name, text in ref.items()]
 
 
 def write_transcripts(path: str | os.PathLike[str], texts: Mapping[str, str], format: str) -> None:
-    """Write transcripts in one of `FORMATS`, all or nothing.
+    """Write transcripts in one of `WRITTEN_FORMATS`, all or nothing.
 
     The columns of ``csv`` are ID and wrd, the names in the JSON lines of ``json`` are id and text;
     ``plain`` drops the ids. Runs of white space in a text become single spaces.
@@ -240,7 +250,7 @@ def write_transcripts(path: str | os.PathLike[str], texts: Mapping[str, str], fo
         }
         if format not in lines:
             raise TranscriptError(
-                f"unknown format {format!r}, expected one of {', '.join(FORMATS)}"
+                f"unknown format {format!r}, expected one of {', '.join(WRITTEN_FORMATS)}"
             )
         content = "".join(f"{lines[format](name, text)}\n" for name, text in rows)
     write_atomically(path, content)
@@ -433,6 +443,75 @@ def _from_object(value: object, place: str) -> _Record:
     return place, _checked_id(name.strip(), place), text.strip()
 
 
+def _parse_ctm(content: str) -> Iterator[_Record]:
+    pieces = []
+    for place, fields in _timed_lines(content):
+        if len(fields) not in (5, 6):
+            raise TranscriptError(
+                f"{place}: found {len(fields)} fields, expected recording, channel, start, "
+                "duration, word and perhaps a confidence"
+            )
+        if fields[4].startswith("<ALT"):
+            raise TranscriptError(f"{place}: found {fields[4]}, expected one word at a time")
+        times = [_checked_number(fields[at], place, what) for at, what in _CTM_NUMBERS.items()]
+        if len(fields) == 6:
+            _checked_number(fields[5], place, "a confidence")
+        pieces.append((fields[0], fields[1], times[0], fields[4], place))
+    return _joined(pieces)
+
+
+def _parse_stm(content: str) -> Iterator[_Record]:
+    pieces = []
+    for place, fields in _timed_lines(content):
+        if len(fields) < 5:
+            raise TranscriptError(
+                f"{place}: found {len(fields)} fields, expected recording, channel, speaker, "
+                "start, end and words"
+            )
+        words = fields[5:]
+        if words and re.fullmatch("<[^<>]*>", words[0]):
+            words = words[1:]  # the label
+        refused = [w for w in words if w in "{}/" or w.upper() == "IGNORE_TIME_SEGMENT_IN_SCORING"]
+        if refused:
+            raise TranscriptError(f"{place}: found {refused[0]}, expected words alone")
+        start = _checked_number(fields[3], place, "a start in seconds")
+        _checked_number(fields[4], place, "an end in seconds")
+        pieces.append((fields[0], fields[1], start, " ".join(words), place))
+    return _joined(pieces)
+
+
+_CTM_NUMBERS = {2: "a start in seconds", 3: "a duration in seconds"}
+
+
+def _timed_lines(content: str) -> Iterator[tuple[str, list[str]]]:
+    for place, line in _filled_lines(content):
+        if not line.startswith(";;"):
+            yield place, line.split()
+
+
+def _joined(pieces: Sequence[tuple[str, str, float, str, str]]) -> Iterator[_Record]:
+    """One utterance for each recording and channel, its pieces in the order of their starts."""
+    channels = defaultdict(set)
+    texts = defaultdict(list)
+    for recording, channel, start, text, place in pieces:
+        channels[recording].add(channel)
+        texts[recording, channel].append((start, text, place))
+    for (recording, channel), parts in texts.items():
+        name = recording if len(channels[recording]) == 1 else f"{recording}:{channel}"
+        in_time = sorted(parts, key=lambda part: part[0])
+        yield parts[0][2], name, " ".join(text for _, text, _ in in_time if text)
+
+
+def _checked_number(text: str, place: str, what: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise TranscriptError(f"{place}: found {_short(text)}, expected {what}")
+    return number
+
+
 def _columns(names: Sequence[str]) -> tuple[str, str]:
     ids = [name for name in names if name.lower() == "id"]
     texts = [name for name in names if name.lower() in TEXT_COLUMNS]
@@ -459,6 +538,9 @@ _PARSERS: dict[str, Callable[[str], Iterator[_Record]]] = {
     "trn": _parse_trn,
     "csv": _parse_csv,
     "json": _parse_json,
+    "ctm": _parse_ctm,
+    "stm": _parse_stm,
     "plain": _parse_plain,
 }
 FORMATS = tuple(_PARSERS)
+WRITTEN_FORMATS = ("kaldi", "trn", "csv", "json", "plain")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sru_asr.comparison import compare, read_errors
+from sru_asr.bootstrap import resample_sums
+from sru_asr.comparison import compare, compare_errors, read_errors
 from sru_asr.score import WordErrorRate
 
 
@@ -70,3 +71,32 @@ def test_reads_what_the_score_writes(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"other\.csv.*found columns a, b"):
         read_errors(tmp_path / "other.csv")
+
+
+def test_draws_are_of_whole_utterances() -> None:
+    columns = np.random.default_rng(1).integers(0, 9, size=(3000, 3))
+    generator = np.random.default_rng(5)
+    drawn = [generator.integers(3000, size=3000) for _ in range(400)]  # more than one block
+    expected = [columns[rows].sum(axis=0) for rows in drawn]
+    np.testing.assert_array_equal(resample_sums(columns, 400, seed=5), expected)
+
+
+def test_p_counts_resamples_of_the_other_sign_and_ties() -> None:
+    words, errors = np.full(12, 4), np.array([[3] + [0] * 11, [0] + [1] + [0] * 10])
+    found = compare_errors(words, errors, resamples=300, seed=3)[0, 1]
+    generator = np.random.default_rng(3)
+    drawn = [generator.integers(12, size=12) for _ in range(300)]
+    more = np.array([(errors[0] - errors[1])[rows].sum() for rows in drawn])
+    share = min((more <= 0).mean(), (more >= 0).mean())
+    assert 0 < share < 0.5
+    assert found.p_value == pytest.approx(2 * share)
+    assert found.ci95 == pytest.approx(np.percentile(100 * more / 48, [2.5, 97.5]))
+    assert found.difference == pytest.approx(100 * 2 / 48)
+
+
+def test_every_pair_is_compared_as_if_alone() -> None:
+    generator = np.random.default_rng(2)
+    words, errors = generator.integers(1, 9, 50), generator.poisson(1.0, (3, 50))
+    found = compare_errors(words, errors, resamples=200)
+    assert list(found) == [(0, 1), (0, 2), (1, 2)]
+    assert found[0, 2] == compare_errors(words, errors[[0, 2]], resamples=200)[0, 1]

@@ -18,6 +18,7 @@ from sru_asr.manifest import (
     compare_splits,
     hold_out,
     read_manifest,
+    read_table,
     write_manifest,
 )
 from sru_asr.text import Normalization
@@ -395,3 +396,32 @@ def test_the_error_survives_a_process_boundary():
 def test_importing_needs_no_torch():
     code = "import sys, sru_asr.manifest; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_any_columns_can_be_read(tmp_path):
+    path = write(tmp_path, "room,ID,wav\nhall,u1,{data_root}/a.wav\n,u2,\n")
+    columns, rows = read_table(path, "/corpus")
+    assert columns == ["room", "wav"]
+    assert rows == {
+        "u1": {"room": "hall", "wav": "/corpus/a.wav"},
+        "u2": {"room": "", "wav": ""},
+    }
+    (tmp_path / "m.json").write_text('{"u1": {"snr": 12.5}, "u2": {"room": "car"}}')
+    assert read_table(tmp_path / "m.json") == (
+        ["snr", "room"],
+        {"u1": {"snr": "12.5", "room": ""}, "u2": {"snr": "", "room": "car"}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ID,room\n", "is empty: found no utterances"),
+        ("name,room\nu,hall\n", "missing column ID .found name, room."),
+        ("ID,room\nu,a\nu,b\n", "line 3: duplicate ID 'u'"),
+        ("ID,room\n,a\n", "line 2: empty ID"),
+    ],
+)
+def test_faults_of_any_table(tmp_path, text, message):
+    with pytest.raises(ManifestError, match=message):
+        read_table(write(tmp_path, text))

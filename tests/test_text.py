@@ -1,10 +1,13 @@
 """Normalisation does what its one-line description says, and nothing else."""
 
+import importlib.metadata
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sru_asr.text import PRESETS, Normalization
+from sru_asr.text import PRESET_NAMES, PRESETS, EnglishNormalization, Normalization, preset
 
 
 @pytest.mark.parametrize(
@@ -74,3 +77,35 @@ def test_idempotent_and_single_spaced(preset, text):
     once = normalize(text)
     assert normalize(once) == once
     assert once == " ".join(once.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mr. Brown won't pay", "mister brown will not pay"),
+        ("The colour,  uh, of [laughs] tea", "the color of tea"),
+        ("twenty-five percent", "25%"),
+        ("", ""),
+    ],
+)
+def test_english(text, expected):
+    pytest.importorskip("whisper_normalizer")
+    assert preset("english")(text) == expected
+
+
+def test_english_names_the_version_that_is_there():
+    pytest.importorskip("whisper_normalizer")
+    assert importlib.metadata.version("whisper-normalizer") in str(EnglishNormalization())
+
+
+def test_english_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sru-asr\[english\]'"):
+        preset("english")
+
+
+def test_presets_by_name():
+    assert PRESET_NAMES == ("none", "basic", "english")
+    assert preset("basic") is PRESETS["basic"]
+    with pytest.raises(ValueError, match="unknown normalisation 'x'"):
+        preset("x")

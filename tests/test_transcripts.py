@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sru_asr.transcripts import (
-    FORMATS,
+    WRITTEN_FORMATS,
     TranscriptError,
     pair,
     read_pair,
@@ -117,6 +117,18 @@ def test_csv_quotes_and_numbers_as_ids(tmp_path):
         ("x.json", '{"id": "a", "text": null}', "record 1: found .*null.*, expected strings"),
         ("x.json", '{"a": {"wrd": "x"}, "a": {"wrd": "y"}}', "1 duplicate ids or names: a"),
         ("x.jsonl", '{"id":"a","text":""}\n{"id":"a","text":""}', r"a \(line 1, line 2\)"),
+        ("x.ctm", "", "the file is empty"),
+        ("x.ctm", ";; nothing\n", "no utterances"),
+        ("x.ctm", "r 1 0.1 0.2 go\nr 1 0.3 0.1\n", "line 2: found 4 fields, expected recording"),
+        ("x.ctm", "r 1 0.1 0.2 go 0.9 on\n", "line 1: found 7 fields"),
+        ("x.ctm", "r 1 soon 0.2 go\n", "line 1: found 'soon', expected a start in seconds"),
+        ("x.ctm", "r 1 0.1 inf go\n", "line 1: found 'inf', expected a duration in seconds"),
+        ("x.ctm", "r 1 0.1 0.2 go NA\n", "line 1: found 'NA', expected a confidence"),
+        ("x.ctm", ";; c\nr 1 * * <ALT_BEGIN>\n", "line 2: found <ALT_BEGIN>, expected one word"),
+        ("x.stm", "r 1 anna 0.0\n", "line 1: found 4 fields, expected recording, channel, sp"),
+        ("x.stm", "r 1 anna 0.0 x go\n", "line 1: found 'x', expected an end in seconds"),
+        ("x.stm", "r 1 anna 0 1 { a / b } c\n", "line 1: found {, expected words alone"),
+        ("x.stm", "r 1 x 0 1 ignore_time_segment_in_scoring", "found ignore_time_segment_in_scor"),
     ],
 )
 def test_faults_are_named(tmp_path, name, content, message):
@@ -132,8 +144,8 @@ def test_missing_file_folder_and_unknown_format(tmp_path):
         read_transcripts(tmp_path / "nowhere")
     with pytest.raises(TranscriptError, match="Is a directory"):
         read_transcripts(tmp_path)
-    with pytest.raises(TranscriptError, match="unknown format 'stm', expected one of kaldi"):
-        read_transcripts(written(tmp_path, "x", "a"), "stm")
+    with pytest.raises(TranscriptError, match="unknown format 'text', expected one of kaldi"):
+        read_transcripts(written(tmp_path, "x", "a"), "text")
 
 
 def test_long_lists_are_cut_with_their_count(tmp_path):
@@ -209,7 +221,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff"))
 
 
 @given(transcripts=st.dictionaries(names, texts, min_size=1))
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITTEN_FORMATS)
 def test_what_is_written_reads_the_same(tmp_path_factory, format, transcripts):
     path = tmp_path_factory.mktemp("round") / "trip"
     write_transcripts(path, transcripts, format)
@@ -228,7 +240,7 @@ def test_ids_a_format_cannot_hold_are_refused(tmp_path, format, name):
     with pytest.raises(TranscriptError, match=f"cannot be written as {format}"):
         write_transcripts(tmp_path / "x", {name: "text"}, format)
     with pytest.raises(TranscriptError, match="unknown format"):
-        write_transcripts(tmp_path / "x", {"a": "text"}, "stm")
+        write_transcripts(tmp_path / "x", {"a": "text"}, "ctm")
     assert not list(tmp_path.iterdir())
 
 
@@ -263,3 +275,46 @@ def test_ids_on_one_side_only_are_not_scored_as_words(tmp_path):
             read_pair(tmp_path / ref, tmp_path / hyp)
     plain = read_pair(tmp_path / "ref", tmp_path / "hyp.txt", "plain", "plain")
     assert plain[0].ids is None
+
+
+def test_ctm_is_put_into_the_order_of_time(tmp_path):
+    content = (
+        ";; made by hand\n"
+        "talk-2 1 0.50 0.20 stop 0.7\n"
+        "talk-1 A 10.0 0.30 north 0.9\n\n"
+        "talk-1 A 9.10 0.30 go\n"
+        "talk-1 A 10.0 0.30 now -0.5\n"
+    )
+    transcripts = read_transcripts(written(tmp_path, "x.ctm", content))
+    assert transcripts.format == "ctm"
+    assert transcripts.texts == {"talk-2": "stop", "talk-1": "go north now"}
+    assert transcripts.ids == ["talk-2", "talk-1"]
+
+
+def test_channels_of_a_recording_are_apart(tmp_path):
+    content = "r A 1 1 yes\nr B 0 1 no\nr A 0 1 oh\ns A 0 1 hm\n"
+    transcripts = read_transcripts(written(tmp_path, "x.ctm", content))
+    assert transcripts.texts == {"r:A": "oh yes", "r:B": "no", "s": "hm"}
+
+
+def test_stm(tmp_path):
+    content = (
+        ";; CATEGORY 0\n"
+        "r 1 anna 3.0 4.0 <o,f0,female> <unk> now\n"
+        "r 1 ben 0.0 2.5 go north\n"
+        "r 1 anna 2.5 3.0 <o>\n"
+    )
+    transcripts = read_transcripts(written(tmp_path, "x.stm", content))
+    assert (transcripts.format, transcripts.texts) == ("stm", {"r": "go north <unk> now"})
+
+
+def test_ctm_lacks_recordings_without_words(tmp_path):
+    reference = ("a.stm", "x 1 s 0 1 go\ny 1 s 0 1 stop\n")
+    assert pair(*pair_of(tmp_path, reference, ("b.ctm", "x 1 0 1 go\n"))) == [
+        ("x", "go", "go"),
+        ("y", "stop", ""),
+    ]
+    with pytest.raises(TranscriptError, match=r"2 of 2 ids missing \(x, y\) and 1 extra ids"):
+        pair(*pair_of(tmp_path, reference, ("b.ctm", "z 1 0 1 go\n")))
+    with pytest.raises(TranscriptError, match=r"1 of 1 ids missing \(y\)"):
+        pair(*pair_of(tmp_path, ("a.ctm", "y 1 0 1 go\n"), ("b.trn", "go (x)\n")))
