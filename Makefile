@@ -128,7 +128,7 @@ $(VENV)/.packaging: $(VENV)/.environment
 
 $(VENV)/.installed: $(VENV)/.environment $(VENV)/.build-settings pyproject.toml setup.py $(KERNELS)
 	@echo "Compiling the kernels and installing sru-asr with its dependencies"
-	@$(CUDA_DEFAULT) $(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,dev,witness,onnx]' \
+	@$(CUDA_DEFAULT) $(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,dev,witness,onnx,english]' \
 		| $(PROGRESS)
 	@touch $@
 
