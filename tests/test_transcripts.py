@@ -117,6 +117,9 @@ def test_csv_quotes_and_numbers_as_ids(tmp_path):
         ("x.json", '{"id": "a", "text": null}', "record 1: found .*null.*, expected strings"),
         ("x.json", '{"a": {"wrd": "x"}, "a": {"wrd": "y"}}', "1 duplicate ids or names: a"),
         ("x.jsonl", '{"id":"a","text":""}\n{"id":"a","text":""}', r"a \(line 1, line 2\)"),
+        ("x.json", '{"id": ' * 100_000, "found values that cannot be read"),
+        ("x.json", "[" + "9" * 5000, "found values that cannot be read .Exceeds the limit"),
+        ("x.csv", "ID," + "x" * 10_000, r"found the columns ID, x{900,1000}\.\.\.$"),
     ],
 )
 def test_faults_are_named(tmp_path, name, content, message):
