@@ -20,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sru_asr.segments import Segment, Transcript, Word
@@ -97,7 +98,8 @@ def render(
     return content.encode("utf-8", "replace").decode("utf-8")
 
 
-class _Task(NamedTuple):
+@dataclass(frozen=True)
+class _Task:
     """What a writer gets."""
 
     name: str

@@ -1,7 +1,9 @@
 """Alignment: words of posteriors made by hand are where they were put."""
 
+import importlib
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +16,12 @@ from torch import nn
 from sru_asr.alignment import SHORTEST, AlignmentError, WordAligner, align_tokens, spell
 from sru_asr.model import CTCPosteriors, SpeechEncoder
 from sru_asr.model_folder import load_model
+from sru_asr.segments import Word
 from sru_asr.tokenizer import train_tokenizer
 
 FRAME = 0.04
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "results" / "demo" / "model"
 
 
 @pytest.fixture(scope="session")
@@ -209,6 +214,32 @@ def test_model_folders(models, name):
     first, second = place.align(frames, lengths, ["AB DE", "E"], [0, 1], [1, 1.5])
     assert [word.text for word in first] == ["AB", "DE"]
     assert 0 <= first[0].start < first[1].end <= 1 <= second[0].start < second[0].end <= 1.5
+
+
+def test_the_benchmark_compares_right_words_with_known_times(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    word_times = importlib.import_module("word_times")
+    found = word_times.Found()
+    words = [Word("GO", 0.1, 0.5, 0.9), Word("SOUTH", 0.6, 1.0, 0.3), Word("NOW", 1.0, 1.5, 0.8)]
+    found.add("GO NORTH NOW", words, {0: (0.12, 0.47), 2: (0.9, 1.5)})
+    assert found.starts == pytest.approx([-0.02, 0.1])
+    assert found.ends == pytest.approx([0.03, 0.0])
+    assert found.first_starts == pytest.approx([-0.02])
+    assert (found.right, found.wrong, found.auc) == ([0.9, 0.8], [0.3], 1.0)
+    assert found.median == pytest.approx(0.025)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DEMO / "model.ckpt").exists(), reason="make demo trains the model")
+def test_words_of_commands_are_where_the_synthesiser_put_them(monkeypatch, tmp_path):
+    pytest.importorskip("espeakng_loader")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    word_times = importlib.import_module("word_times")
+    utterances, spans = word_times.synthesise(tmp_path, 100, seed=3)
+    found = word_times.measure(DEMO, utterances, spans)
+    assert len(found.starts) > 200
+    assert found.median <= word_times.GOAL
+    assert found.auc > 0.8
 
 
 def test_models_without_known_posteriors_or_times_are_refused(models):
