@@ -56,7 +56,6 @@ class WordAligner:
     ----------
     frame_seconds : float
         Time from one frame to the next.
-
     head, tail : float
         Seconds by which a word begins before the middle of its first token's first frame, and ends
         after that of its last token's last frame.
