@@ -28,8 +28,9 @@ BLOCK_FRAMES = 1 << 18
 # The length of an MP3 is itself derived from its frames of up to 1152 samples; encoders that
 # round differently are not truncated files.
 MP3_TOLERANCE = 2 * 1152
-# No speech is recorded below this rate, in Hz; a damaged header would make hours of seconds.
-LOWEST_RATE = 1000
+# No speech is recorded outside of these rates, in Hz; a damaged header would make hours of seconds,
+# or seconds that take gigabytes to resample.
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
 # torchaudio's resampling filter takes this many numbers at most. Rates without a common divisor
 # (16001 to 16000 Hz) would take gigabytes.
 LARGEST_FILTER = 1 << 24
@@ -198,9 +199,9 @@ def _open(path: StrPath) -> soundfile.SoundFile:
     try:
         if file.frames == 0:
             raise _error(path, "0 samples", "at least one sample")
-        if file.samplerate < LOWEST_RATE:
+        if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
             found = f"a sample rate of {file.samplerate} Hz"
-            raise _error(path, found, f"at least {LOWEST_RATE} Hz")
+            raise _error(path, found, f"{LOWEST_RATE} to {HIGHEST_RATE} Hz")
         if not file.seekable() or file.frames >= 1 << 62:
             raise _error(path, f"a {file.format} header without a length", "a known length")
         _check_size(path, file.format)
@@ -236,7 +237,10 @@ def _check_size(path: StrPath, file_format: str) -> None:
                 for name in (b"sample_count", b"channel_count", b"sample_n_bytes")
             )
             # The header's length is its second line, nearly always 1024.
-            found = size - int(header.split(maxsplit=2)[1])
+            length = re.match(rb"NIST_1A\s+(\d+)\s", header)
+            if length is None:
+                raise _error(path, "a SPHERE header without its length", "NIST_1A and a number")
+            found = size - int(length[1])
             if found < frames * channels * width:
                 raise _truncated(path, f"{found} bytes", f"{frames * channels * width} bytes")
 

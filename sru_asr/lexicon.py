@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sru_asr.tokenizer import BLANK
-from sru_asr.transcripts import enumerate_some
+from sru_asr.transcripts import enumerate_some, shorten
 
 
 class Lexicon:
@@ -66,16 +66,24 @@ class Lexicon:
         OSError
             When the file cannot be read.
         ValueError
-            Naming the line that has a word and no phones; or when there is no word at all.
+            Naming the line that has a word and no phones, or is not UTF-8; or when there is no word
+            at all.
         """
         words: dict[str, list[str]] = {}
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        data = Path(path).read_bytes()
+        try:
+            lines = data.decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            number = data[: error.start].count(b"\n") + 1
+            raise ValueError(
+                f"{path}: line {number}: found byte 0x{data[error.start]:02x}, expected UTF-8 text"
+            ) from None
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.startswith(";;;"):
                 continue
             word, *phones = line.split()
             if not phones:
-                raise ValueError(f"{path}: line {number}: {word!r} has no phones")
+                raise ValueError(f"{path}: line {number}: {shorten(word, 60)!r} has no phones")
             words.setdefault(re.sub(r"(?<=.)\(\d+\)$", "", word), phones)
         if not words:
             raise ValueError(f"{path}: found no word, expected lines such as 'TEN  T EH N'")

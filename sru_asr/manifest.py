@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from sru_asr.audio import AudioError, audio_info
 from sru_asr.files import atomically
-from sru_asr.transcripts import enumerate_some
+from sru_asr.transcripts import enumerate_some, shorten
 
 __all__ = [
     "ManifestError",
@@ -50,7 +50,7 @@ StrPath = str | os.PathLike[str]
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 OPTIONAL_COLUMNS = ("spk_id",)
-MAX_LISTED = 20
+MAX_LISTED, MAX_CHARACTERS = 20, 400
 # How far a duration may be off, whichever is more: programs count and round differently.
 DURATION_TOLERANCE = 0.1  # seconds
 DURATION_TOLERANCE_RELATIVE = 0.05
@@ -88,7 +88,8 @@ class Utterance:
 class ManifestError(ValueError):
     """Everything that is wrong with a manifest.
 
-    The message names the manifest and lists up to 20 problems, then how many more there are.
+    The message names the manifest and lists up to 20 problems, the beginnings of long ones, then
+    how many more there are.
 
     Attributes
     ----------
@@ -101,7 +102,8 @@ class ManifestError(ValueError):
     def __init__(self, path: StrPath, problems: list[str]):
         self.path = os.fspath(path)
         self.problems = problems
-        super().__init__(list_problems(f"manifest {self.path}", problems))
+        listed = [shorten(problem, MAX_CHARACTERS) for problem in problems]
+        super().__init__(list_problems(f"manifest {self.path}", listed))
 
     def __reduce__(self) -> tuple[type[ManifestError], tuple[str, list[str]]]:
         # The default would rebuild from the message alone, which breaks in a data loader's worker.
@@ -528,8 +530,8 @@ def _raw_rows(path: StrPath) -> tuple[list[str], list[tuple[str, dict[Any, Any]]
         problem = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         problem = f"found a byte that is not UTF-8 text at position {error.start}, expected UTF-8"
-    except (csv.Error, json.JSONDecodeError) as error:
-        problem = f"found text that is not valid {suffix[1:].upper()}: {error}"
+    except csv.Error as error:
+        problem = f"found text that is not valid CSV: {error}"
     raise ManifestError(path, [problem])
 
 
@@ -542,7 +544,12 @@ def _csv_rows(file: TextIO) -> tuple[list[str], list[tuple[str, dict[Any, Any]]]
 
 def _json_rows(file: TextIO) -> tuple[list[str], list[tuple[str, dict[Any, Any]]]]:
     # Pairs rather than a dictionary: a dictionary would silently drop a duplicate ID.
-    table = json.load(file, object_pairs_hook=_Pairs)
+    text = file.read()
+    try:
+        table = json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:  # no JSON; numbers too long; too deep
+        problem = f"found text that is not valid JSON: {error}"
+        raise ManifestError(file.name, [problem]) from None
     if not isinstance(table, _Pairs):
         kind = type(table).__name__
         raise ManifestError(file.name, [f"found a {kind} at the top, expected an object of IDs"])

@@ -16,7 +16,7 @@ class Word:
     start, end : float
         Seconds.
     confidence : float
-        From 0 to 1: the model's own belief in it.
+        From 0 to 1: the model's own belief in it; see `sru_asr.alignment.WordAligner`.
     """
 
     text: str

@@ -119,7 +119,11 @@ def read_transcripts(path: str | os.PathLike[str], format: str | None = None) ->
         records = list(_PARSERS[format](content))
         return Transcripts(path, format, _unique(records))
     except TranscriptError as error:
-        raise TranscriptError(f"{path} (read as {format}): {error}") from None
+        raise TranscriptError(f"{path} (read as {format}): {shorten(str(error), 1000)}") from None
+    except (RecursionError, ValueError) as error:  # JSON too deep, or a number too long
+        raise TranscriptError(
+            f"{path} (read as {format}): found values that cannot be read ({error})"
+        ) from None
 
 
 def read_pair(
@@ -267,6 +271,17 @@ def enumerate_some(names: Iterable[str], limit: int = 10) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut what is too long for a message.
+
+    Examples
+    --------
+    >>> shorten("north", 5), shorten("northern", 5)
+    ('north', 'north...')
+    """
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _read_text(path: Path) -> str:
@@ -530,7 +545,7 @@ def _checked_id(name: str, place: str) -> str:
 
 
 def _short(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[:limit] + "...")
+    return repr(shorten(text, limit))
 
 
 _PARSERS: dict[str, Callable[[str], Iterator[_Record]]] = {

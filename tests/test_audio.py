@@ -179,10 +179,18 @@ def test_samples_that_are_not_finite(tmp_path, bad):
     assert "found 2 NaN or infinite samples, the first at 0.500 s, expected finite" in message
 
 
-def test_a_sample_rate_that_no_recorder_has(tmp_path):
-    path = tmp_path / "slow.wav"
-    soundfile.write(path, np.zeros(16000), 1)
-    assert "found a sample rate of 1 Hz, expected at least 1000 Hz" in error_of(path)
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
+def test_a_sample_rate_that_no_recorder_has(tmp_path, rate):
+    path = tmp_path / "strange.wav"
+    soundfile.write(path, np.zeros(16000), rate)
+    assert f"found a sample rate of {rate} Hz, expected 1000 to 768000 Hz" in error_of(path)
+
+
+def test_a_sphere_header_whose_length_is_damaged(tmp_path):
+    path = write(tmp_path, "sph", tone(0.1))
+    path.write_bytes(path.read_bytes().replace(b"   1024\n", b"   1024\xff", 1))
+    message = error_of(path, audio_info)
+    assert "found a SPHERE header without its length" in message or "not audio" in message
 
 
 def test_headerless_audio_is_named_as_such(tmp_path):

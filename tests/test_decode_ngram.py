@@ -253,6 +253,17 @@ def test_missing_and_truncated_files(tmp_path):
     file.write_bytes(gzip.compress(FOREIGN.encode())[:60])
     with pytest.raises(ValueError, match=r"cut.arpa.gz, line \d+: "):
         NGram.read_arpa(file)
+    file.write_bytes(gzip.compress(FOREIGN.encode())[:20] + b"\xff" * 60)
+    with pytest.raises(ValueError, match=r"cut.arpa.gz, line 0: Error -3 while decompressing"):
+        NGram.read_arpa(file)
+
+
+def test_a_message_does_not_repeat_a_line_without_end(tmp_path):
+    file = tmp_path / "long.arpa"
+    file.write_text(FOREIGN.replace("-0.75", "x" * 100_000, 1))
+    with pytest.raises(ValueError, match=r"line 10: could not convert .*x\.\.\.$") as error:
+        NGram.read_arpa(file)
+    assert len(str(error.value)) < 1000
 
 
 def test_kenlm_agrees(tmp_path):

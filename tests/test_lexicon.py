@@ -36,6 +36,11 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         lexicon(tmp_path, "A AH\nTEN\n")
     with pytest.raises(ValueError, match=r"lexicon\.txt: found no word"):
         lexicon(tmp_path, ";;; nothing\n")
+    with pytest.raises(ValueError, match=r"line 1: 'T{60}\.\.\.' has no phones"):
+        lexicon(tmp_path, "T" * 1000)
+    (tmp_path / "latin1.txt").write_bytes(b"A AH\nN\xd6 N OW\n")
+    with pytest.raises(ValueError, match=r"latin1\.txt: line 2: found byte 0xd6, expected UTF-8"):
+        Lexicon(tmp_path / "latin1.txt")
     found = lexicon(tmp_path, "A AH\n")
     found.check(["A A", ""])
     with pytest.raises(ValueError, match=re.escape("pronunciation of 2 words") + ".*: B, TEN$"):

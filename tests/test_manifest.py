@@ -334,6 +334,14 @@ def test_the_message_stops_at_twenty_problems(tmp_path):
     assert len(caught.value.problems) == 25
 
 
+def test_the_message_has_the_beginning_of_a_long_problem(tmp_path):
+    path = write(tmp_path, HEADER + f"u,{'9' * 10_000}x,a.wav,s,A\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert len(str(caught.value)) < 1000 and str(caught.value).endswith("9...")
+    assert len(caught.value.problems[0]) > 10_000
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("m.csv", "ID,length,path\nu,1.0,a.wav\n"), ("m.json", '{"u": {"length": 1, "path": "a"}}')],
@@ -366,13 +374,24 @@ def test_duplicate_ids_in_json(tmp_path, corpus):
     ("name", "content", "expected"),
     [
         ("m.json", b'{"u": ', "not valid JSON"),
+        ("m.json", b'{"u": ' * 100_000, "not valid JSON"),
+        ("m.json", b'{"u": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit"),
         ("m.json", b"[1, 2]", "found a list at the top, expected an object of IDs"),
         ("m.json", b'{"u": 3}', "ID 'u': found 3, expected an object"),
         ("m.csv", b"ID,duration\n\xff\xfe", "not UTF-8"),
         ("m.csv", HEADER.encode() + b'u,1,"' + b"x" * 200_000 + b'",s,A\n', "not valid CSV"),
         ("m.txt", b"", "found suffix '.txt', expected .csv or .json"),
     ],
-    ids=["cut json", "json list", "json number", "latin", "huge cell", "suffix"],
+    ids=[
+        "cut json",
+        "deep json",
+        "long number",
+        "json list",
+        "json number",
+        "latin",
+        "huge cell",
+        "suffix",
+    ],
 )
 def test_files_that_are_not_manifests(tmp_path, name, content, expected):
     path = tmp_path / name

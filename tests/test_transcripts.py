@@ -129,6 +129,9 @@ def test_csv_quotes_and_numbers_as_ids(tmp_path):
         ("x.stm", "r 1 anna 0.0 x go\n", "line 1: found 'x', expected an end in seconds"),
         ("x.stm", "r 1 anna 0 1 { a / b } c\n", "line 1: found {, expected words alone"),
         ("x.stm", "r 1 x 0 1 ignore_time_segment_in_scoring", "found ignore_time_segment_in_scor"),
+        ("x.json", '{"id": ' * 100_000, "found values that cannot be read"),
+        ("x.json", "[" + "9" * 5000, "found values that cannot be read .Exceeds the limit"),
+        ("x.csv", "ID," + "x" * 10_000, r"found the columns ID, x{900,1000}\.\.\.$"),
     ],
 )
 def test_faults_are_named(tmp_path, name, content, message):

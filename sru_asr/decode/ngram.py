@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sru_asr.transcripts import write_atomically
+from sru_asr.files import write_atomically
+from sru_asr.transcripts import shorten
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 _LN10 = math.log(10)
@@ -233,8 +235,9 @@ class NGram:
             reader = _ArpaReader(enumerate(file, 1))
             try:
                 reader.read()
-            except (ValueError, EOFError, OSError) as error:
-                raise ValueError(f"{path}, line {reader.line}: {error}") from error
+            except (ValueError, EOFError, OSError, zlib.error) as error:
+                reason = shorten(str(error), 300)
+                raise ValueError(f"{path}, line {reader.line}: {reason}") from error
         return cls(len(reader.sizes), reader.followers, reader.backoffs)
 
 
