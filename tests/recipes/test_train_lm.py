@@ -89,6 +89,8 @@ def test_it_leaves_model_perplexity_and_curve(trained: Path) -> None:
         "seed": 1,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    card = json.loads((results / "model/model_card.json").read_text())
+    assert card["scores"] == {"valid": found}
     assert found["word_perplexity"] < 50  # an untrained one has thousands
     assert (results / "training.png").read_bytes().startswith(b"\x89PNG")
     log = read_train_log(results / "train_log.txt", "perplexity")
