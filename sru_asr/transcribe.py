@@ -33,7 +33,7 @@ class Transcriber:
     what it is batched with: it is what SpeechBrain's ``transcribe_file`` gives.
 
     Nothing is downloaded, and nothing is written, neither into the model folder nor elsewhere.
-    A YAML can run any code: load model folders from people you trust.
+    The YAML may make only what the recipes' models consist of (`sru_asr.model_yaml`).
 
     Parameters
     ----------
