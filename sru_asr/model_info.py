@@ -71,9 +71,9 @@ def describe(folder: Path) -> dict[str, Any]:
     steps: tuple[Callable[[Path], dict[str, Any]], ...] = (_yaml, _tokens, _weights, _card)
     for step in steps:
         try:
-            found = step(folder)
-            problems += found.pop("problems", [])
-            info |= found
+            told = step(folder)
+            problems += told.pop("problems", [])
+            info |= told
         except ModelFolderError as error:
             problems.append(str(error))
         except Exception as error:  # a damaged file makes its reader raise anything

@@ -90,7 +90,6 @@ ATTACKS = {
     "tagged tuple": "x: !tuple '(!!python/object/apply:os.system [\"touch MARK\"])'",
     "referred tuple": "y: '!!python/object/apply:os.system [\"touch MARK\"]'\nx: !ref (<y>)",
     "copied": 'y: !apply:os.system ["touch MARK"]\nx: !copy <y>',
-    "key": '? !apply:os.system ["touch MARK"]\n: 1',
     "argument": 'x: !new:torch.nn.Linear\n  in_features: !apply:os.system ["touch MARK"]',
     "beside an alias": 'x: &x !apply:os.system ["touch MARK"]\ny: [*x, *x]',
 }
@@ -108,9 +107,7 @@ def test_what_runs_code_is_refused_before_it_runs(attack, tmp_path):
     assert re.search(r"hyperparams.yaml, line \d: found ", message)
     assert "--trust-model" in message
     if attack not in FIRST:
-        with suppress(
-            TypeError, AttributeError
-        ):  # of what the command's result is passed to: it has run by then
+        with suppress(TypeError):  # of what the command's result is passed to: it has run by then
             getattr(load_hyperpyyaml(text)["x"], "wait", int)()
         assert mark.exists(), "this is no attack, so the test above shows nothing"
 
@@ -134,6 +131,7 @@ def test_what_runs_code_is_refused_before_it_runs(attack, tmp_path):
         ("<<: {a: 1}", "found the key !!merge <<"),
         ("x: {a/b: 1}", "found the key 'a/b', expected a word"),
         ("1: 2", "found the key !!int 1"),
+        ("? !apply:os.system [ls]\n: 1", "found the key !apply:os.system"),
         ("x: 2001-01-01", "found !!timestamp"),
         ("x: !!binary aGk=", "found !!binary"),
         ("x: !!set {a, b}", "found !!set"),
