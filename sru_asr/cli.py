@@ -6,6 +6,7 @@ import click
 
 from sru_asr import __version__
 from sru_asr.commands.env import env
+from sru_asr.commands.info import info
 from sru_asr.commands.score import score
 from sru_asr.commands.transcribe import transcribe
 
@@ -16,7 +17,7 @@ def main() -> None:
     """Speech recognition with the Simple Recurrent Unit."""
 
 
-for command in (transcribe, score, env):
+for command in (transcribe, score, info, env):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sru_asr.export import export_model
 from sru_asr.files import atomically, write_atomically
+from sru_asr.model_card import collect_scores, write_card
 from sru_asr.padding import padding_mask, steps_of
 from sru_asr.plot import plot_training
 from sru_asr.text import Normalization
@@ -306,6 +307,13 @@ def run_recipe(
             folder / "perplexity_valid.json",
             seed=hparams["seed"],
             parameters=sum(p.numel() for p in hparams["language_model"].parameters()),
+        )
+        write_card(
+            folder / "model",
+            experiment=experiment,
+            seed=hparams["seed"],
+            training={"sentences": len(sentences["train"])},
+            scores=collect_scores(folder, "perplexity_*.json"),
         )
     return brain.perplexity
 

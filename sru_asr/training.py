@@ -45,6 +45,7 @@ from sru_asr.manifest import (
     read_manifest,
     write_manifest,
 )
+from sru_asr.model_card import collect_scores, write_card
 from sru_asr.plot import plot_training
 from sru_asr.pretrained import find_model, load_pretrained
 from sru_asr.score import Score
@@ -100,7 +101,7 @@ OPTIONAL = {
     "searches",  # further ones: score_<split>_<name>.json
 }
 # Settings that may change while a run is under way.
-FREE = {"number_of_epochs", "total_steps", "download"}
+FREE = {"number_of_epochs", "total_steps", "download", "trust_pretrained"}
 # Of transcripts, before they are learnt and scored.
 NORMALIZATIONS = {
     **PRESETS,
@@ -195,11 +196,13 @@ def run_recipe(
             export_model,
             [folder / "hyperparams.yaml", folder / "model", hparams["inference"], tokenizer_file],
         )
-        return {
+        scores = {
             split: brain.evaluate_split(split, loaders[split], folder)
             for split in loaders
             if split != "train"
         }
+        run_on_main(note_training, [hparams, experiment, utterances["train"], scores])
+        return scores
     except NonFiniteLoss as error:
         raise RecipeError(str(error)) from error
     except AudioError as error:
@@ -527,6 +530,42 @@ def estimate_ngram(texts: list[str], order: int, path: str) -> None:
 
     if not Path(path).exists():
         NGram.estimate(texts, order).write_arpa(path)
+
+
+def note_training(
+    hparams: Mapping[str, Any],
+    experiment: str,
+    utterances: Sequence[Utterance],
+    splits: Collection[str],
+) -> None:
+    """Write the card of the model folder: what `sru-asr info` tells of a training.
+
+    Parameters
+    ----------
+    hparams : mapping
+        The settings.
+    experiment : str
+        The YAML's name and its folder's.
+    utterances : sequence of Utterance
+        The training data.
+    splits : collection of str
+        What has been scored, with each search.
+    """
+    folder = Path(hparams["output_folder"])
+    seconds = sum(utterance.duration for utterance in utterances)
+    write_card(
+        folder / "model",
+        experiment=experiment,
+        seed=hparams["seed"],
+        parameters=sum(p.numel() for p in hparams["model"].parameters()),
+        token_type=hparams["token_type"],
+        training={"utterances": len(utterances), "hours": round(seconds / 3600, 3)},
+        scores={
+            name: score
+            for name, score in collect_scores(folder).items()
+            if any(name == split or name.startswith(f"{split}_") for split in splits)
+        },
+    )
 
 
 def make_loaders(

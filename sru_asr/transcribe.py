@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sru_asr.audio import AudioError, audio_info, read_audio
 from sru_asr.decode.searcher import Searcher
+from sru_asr.device import DeviceError, find_device
 from sru_asr.model_folder import load_model, one_line
 from sru_asr.padding import steps_of
 from sru_asr.segments import Transcript
@@ -32,7 +33,7 @@ class Transcriber:
     what it is batched with: it is what SpeechBrain's ``transcribe_file`` gives.
 
     Nothing is downloaded, and nothing is written, neither into the model folder nor elsewhere.
-    A YAML can run any code: load model folders from people you trust.
+    The YAML may make only what the recipes' models consist of (`sru_asr.model_yaml`).
 
     Parameters
     ----------
@@ -76,7 +77,10 @@ class Transcriber:
                 f"batch_seconds: found {batch_seconds:g}, expected a positive number of seconds"
             )
         self.batch_seconds = batch_seconds
-        self.device = _checked_device(device)
+        try:
+            self.device = find_device(device)
+        except DeviceError as error:
+            raise TranscriptionError(str(error)) from None
         self.model = load_model(Path(model_dir), self.device)
         self.sample_rate = int(self.model.hparams.sample_rate)
 
@@ -220,21 +224,3 @@ def _failed(item: Audio, duration: float, error: Exception) -> Transcript:
             "expected what the model and the memory can take"
         )
     return Transcript(path, "", duration, reason)
-
-
-def _checked_device(name: str) -> str:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TranscriptionError(f"device: found {name!r}, expected cpu or cuda") from None
-    if device.type != "cuda":
-        return name
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = device.index or 0
-    if index >= count:
-        raise TranscriptionError(
-            f"device {name}: found {count} CUDA devices (PyTorch {torch.__version__}), expected "
-            f"{'one' if device.index is None else f'at least {index + 1}'}; --device cpu works "
-            "everywhere"
-        )
-    return f"cuda:{index}"  # SpeechBrain warns about "cuda" alone

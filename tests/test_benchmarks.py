@@ -34,6 +34,7 @@ def run(monkeypatch, tmp_path):
         ("memory", {"SRU"}),
         ("sweep", {"SRU", "nn.LSTM", "nn.GRU", "nn.Conv1d k=3"} | PRODUCTS),
         ("beam_search", {"JointBeamSearcher", "S2STransformerBeamSearcher"}),
+        ("startup", {"python", "sru-asr --help", "sru-asr score", "import torch"}),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from sru_asr import cli
-from sru_asr.commands.env import version_of
 from sru_asr.comparison import read_errors
+from sru_asr.versions import version_of
 
 REF = "u1 the cat sat\nu2 A\nu3 x y\n"
 HYP = "u3 x y z\nu1 the cat sit\nu2 a\n"

@@ -5,28 +5,14 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import Any
 
 import click
 
 from sru_asr import __version__
+from sru_asr.versions import version_of
 
 PACKAGES = ("torch", "torchaudio", "speechbrain", "sentencepiece", "jiwer", "soundfile", "numpy")
-
-
-def version_of(package: str) -> str:
-    """Version of an installed package.
-
-    Examples
-    --------
-    >>> version_of("no-such-package")
-    'not installed'
-    """
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 @click.command()
@@ -44,7 +30,7 @@ def env(as_json: bool) -> None:
         "sru-asr": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {package: version_of(package) for package in PACKAGES},
+        "packages": {package: version_of(package) or "not installed" for package in PACKAGES},
         "build": build,
     }
     if as_json:

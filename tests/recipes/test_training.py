@@ -56,6 +56,13 @@ def test_training_leaves_what_the_interface_promises(trained: Path) -> None:
         buffers = sum(v.numel() for k, v in state.items() if "features" in k)
         assert score["parameters"] == sum(v.numel() for v in state.values()) - buffers
         assert (results / f"wer_{split}.txt").read_text().strip()
+    card = json.loads((results / "model/model_card.json").read_text())
+    assert card["experiment"] == "commands/srupp_ctc.yaml"
+    assert (card["seed"], card["parameters"]) == (1, score["parameters"])
+    assert set(card["scores"]) == {"valid", "test"}
+    assert card["scores"]["test"] == score
+    assert card["training"]["utterances"] > 0
+    assert torch.__version__.startswith(card["versions"]["torch"])
     assert (results / "training.png").read_bytes().startswith(b"\x89PNG")
     assert read_train_log(results / "train_log.txt")["epoch"] == [1, 2]
 
