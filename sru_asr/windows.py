@@ -44,13 +44,14 @@ class Window:
         Samples of the recording before it.
     samples : array of float32, shape (N,)
         Its signal.
-    overlap : int
-        So many of its first samples are the last ones of the window before, too.
+    before, after : int
+        So many of its first and last samples are in the window before and after, too.
     """
 
     start: int
     samples: Signal
-    overlap: int = 0
+    before: int = 0
+    after: int = 0
 
 
 class _Pause(NamedTuple):
@@ -129,6 +130,7 @@ def cut(
             recording.start,
             recording.samples[: None if end is None else end * recording.hop],
             shared * recording.hop,
+            shares * recording.hop,
         )
         recording.drop(following)
         shared = shares
