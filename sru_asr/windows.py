@@ -20,14 +20,14 @@ MEMORY = 60.0
 # Noise and speech are these percentiles of the levels, and noise at most so many dB below speech:
 # silence that a computer has made says nothing of the noise between words.
 NOISE, SPEECH, RANGE = 10, 95, 60.0
-# Quiet is what lies under the noise and a quarter of the way to the speech, within these dB.
-SHARE, LEAST_DB, MOST_DB = 0.25, 3.0, 10.0
+# Quiet is what lies under the noise and this share of the way to the speech, within these dB.
+SHARE, LEAST_DB, MOST_DB = 0.3, 3.0, 15.0
 # A window ends at a pause of so many seconds: longer than people make within a phrase.
 PAUSE = 0.7
 # Where it has to end before, at the longest that is at least so long; a closed mouth ("t") is not.
 SHORTEST_PAUSE = 0.25
-# Of a pause, so many seconds stay on each side. What a model makes of longer silence is no words.
-MARGIN = 0.4
+# Of a long pause, so many seconds stay on each side: what a model makes of silence is no words.
+MARGIN = 0.15
 # Where there is no pause at all, the next window begins so many seconds before the end of the last.
 OVERLAP = 4.0
 # The same word in two windows begins and ends within so many seconds of itself.
@@ -102,7 +102,7 @@ def cut(
     >>> silence = np.zeros(2 * 16000, np.float32)
     >>> windows = cut([speech, silence, speech], sample_rate=16000, longest=10)
     >>> [(round(w.start / 16000, 1), round(len(w.samples) / 16000, 1)) for w in windows]
-    [(0.0, 8.4), (9.6, 8.4)]
+    [(0.0, 8.2), (9.8, 8.2)]
     """
     if not longest >= 2 * PAUSE:
         raise ValueError(f"longest: found {longest:g} s, expected at least {2 * PAUSE:g} s")
