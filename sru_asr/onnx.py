@@ -88,7 +88,9 @@ def export_onnx(
         )
 
 
-def export_ctc_onnx(model_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+def export_ctc_onnx(
+    model_dir: str | os.PathLike[str], path: str | os.PathLike[str], *, trust: bool = False
+) -> None:
     """Write a trained recogniser's way from features to CTC log posteriors as an ONNX model.
 
     Parameters
@@ -98,11 +100,13 @@ def export_ctc_onnx(model_dir: str | os.PathLike[str], path: str | os.PathLike[s
     path : str or path
         The file to write. Inputs and outputs are those of `sru_asr.model.FeaturePosteriors`: what
         the model's Fbank gives, and relative lengths.
+    trust : bool
+        Let the folder's YAML make any object: it can run any code.
 
     Raises
     ------
-    TranscriptionError
-        When it is not a model folder.
+    ModelFolderError
+        When it is not a model folder, or not trusted with what its YAML makes.
     ValueError
         When the model has no CTC output.
     ImportError, RuntimeError
@@ -113,14 +117,14 @@ def export_ctc_onnx(model_dir: str | os.PathLike[str], path: str | os.PathLike[s
     >>> from sru_asr.onnx import export_ctc_onnx
     >>> export_ctc_onnx("results/demo/model", "demo.onnx")  # doctest: +SKIP
     """
-    export_onnx(feature_posteriors(model_dir), path)
+    export_onnx(feature_posteriors(model_dir, trust), path)
 
 
-def feature_posteriors(model_dir: str | os.PathLike[str]) -> FeaturePosteriors:
+def feature_posteriors(model_dir: str | os.PathLike[str], trust: bool = False) -> FeaturePosteriors:
     """Load what `export_ctc_onnx` exports; argument and errors are the same."""
     from sru_asr.model_folder import load_model
 
-    modules = load_model(Path(model_dir), "cpu").mods
+    modules = load_model(Path(model_dir), "cpu", trust).mods
     # EncoderASR's encoder goes on to the posteriors, EncoderDecoderASR's stops before them.
     goes_on = hasattr(modules.encoder, "ctc_output")
     encoder = modules.encoder.encoder if goes_on else modules.encoder

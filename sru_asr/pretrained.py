@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from sentencepiece import SentencePieceProcessor
 from torch import nn
 
 from sru_asr.manifest import list_problems
+from sru_asr.model_yaml import ModelYAML
 from sru_asr.transcripts import enumerate_some
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,9 @@ def find_model(folder: str | Path) -> Path:
     return folder
 
 
-def architecture(folder: str | Path, output_neurons: int | str = "auto") -> Any:
+def architecture(
+    folder: str | Path, output_neurons: int | str = "auto", trust: bool = False
+) -> Any:
     """Read the YAML of a model folder, to become the ``inference`` section of another experiment.
 
     In an experiment's YAML::
@@ -63,6 +65,8 @@ def architecture(folder: str | Path, output_neurons: int | str = "auto") -> Any:
         The model folder.
     output_neurons : int or "auto"
         Pieces of the tokenizer that the model is to have; "auto" for as many as it has.
+    trust : bool
+        Take over a YAML that makes any object: it can run any code.
 
     Returns
     -------
@@ -73,17 +77,25 @@ def architecture(folder: str | Path, output_neurons: int | str = "auto") -> Any:
     ------
     ValueError
         When it is not a model folder, or not that of a `sru_asr.model.SpeechRecognizer`.
+    ModelFolderError
+        When it is not trusted with what its YAML makes.
     """
     path = find_model(folder) / "hyperparams.yaml"
+    yaml = ModelYAML(path)
+    if not trust:
+        yaml.check(
+            "a YAML can run any code; if you trust those who made it, --trust_pretrained=True "
+            "takes it over"
+        )
     try:
-        section = YAML().load(path.read_text(encoding="utf-8"))
+        section = YAML().load(yaml.without_comments())
         model = section["pretrainer"]["loadables"]["model"]
         core = model["encoder"]["encoder"]
         outputs = [model[name] for name in OUTPUTS if name in model]
         missing = {"interface", "sample_rate", "tokenizer", "modules"} - set(section)
         if missing or not outputs:
             raise KeyError(*(missing or ["ctc_output"]))
-    except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path}: found no {reason}, expected the model of a sru_asr recipe"

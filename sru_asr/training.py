@@ -100,7 +100,7 @@ OPTIONAL = {
     "searches",  # further ones: score_<split>_<name>.json
 }
 # Settings that may change while a run is under way.
-FREE = {"number_of_epochs", "total_steps", "download"}
+FREE = {"number_of_epochs", "total_steps", "download", "trust_pretrained"}
 # Of transcripts, before they are learnt and scored.
 NORMALIZATIONS = {
     **PRESETS,

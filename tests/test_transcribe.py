@@ -268,7 +268,7 @@ def edit(old, new):
         (lambda f: (f / "model.ckpt").write_bytes(b"x"), "found files that cannot be loaded"),
         (edit("interface: EncoderASR", "interface: SpeakerID"), "found interface 'SpeakerID'"),
         (edit("sample_rate: 16000\ntok", "tok"), "without sample_rate"),
-        (edit("CTCPosteriors", "NoSuchClass"), "found files that cannot be loaded"),
+        (edit("CTCPosteriors", "NoSuchClass"), "found !new:sru_asr.model.NoSuchClass, expected"),
         (edit("decoding_function:", "other:"), "found files that cannot be loaded"),
     ],
 )

@@ -225,10 +225,10 @@ class SRULanguageModel(TokenScorer):
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def load(folder: str | Path, tokenizer_file: str | Path | None = None) -> TokenScorer:
+def load(
+    folder: str | Path, tokenizer_file: str | Path | None = None, trust: bool = False
+) -> TokenScorer:
     """Load the language model of a model folder, ready to score.
-
-    A YAML can run any code: load model folders from people you trust.
 
     Parameters
     ----------
@@ -236,11 +236,14 @@ def load(folder: str | Path, tokenizer_file: str | Path | None = None) -> TokenS
         As a recipe's ``train_lm.py`` leaves it: ``results/.../model``.
     tokenizer_file : str or Path, optional
         The recogniser's sentencepiece model, to make sure that both mean the same by their tokens.
+    trust : bool
+        Let the YAML make any object, as HyperPyYAML does: it can run any code.
 
     Raises
     ------
-    ValueError
-        When files are missing or do not fit one another, or the pieces are not the tokenizer's.
+    ModelFolderError, ValueError
+        When the YAML is not trusted with what it asks for, files are missing or do not fit one
+        another, or the pieces are not the tokenizer's.
 
     Examples
     --------
@@ -249,6 +252,8 @@ def load(folder: str | Path, tokenizer_file: str | Path | None = None) -> TokenS
     # Here, so that the model itself needs torch alone.
     from hyperpyyaml import load_hyperpyyaml
     from sentencepiece import SentencePieceProcessor
+
+    from sru_asr.model_yaml import ModelYAML
 
     folder = Path(folder)
     files = [folder / name for name in ("hyperparams.yaml", "language_model.ckpt")]
@@ -269,8 +274,11 @@ def load(folder: str | Path, tokenizer_file: str | Path | None = None) -> TokenS
                 f"{folder} was trained with other pieces than those of {tokenizer_file}; train it "
                 "with tokenizer_file"
             )
-    with open(files[0], encoding="utf-8") as file:
-        model = load_hyperpyyaml(file)["language_model"]
+    yaml = ModelYAML(files[0])
+    hparams = load_hyperpyyaml(yaml.text) if trust else yaml.build()
+    if "language_model" not in hparams:
+        raise ValueError(f"{files[0]}: found no language_model, expected that of a train_lm.py")
+    model = hparams["language_model"]
     try:
         model.load_state_dict(torch.load(files[1], map_location="cpu", weights_only=True))
     except RuntimeError as error:
