@@ -17,6 +17,7 @@ from sru_asr.segments import Word
 from sru_asr.tokenizer import BLANK
 
 _SPACE = "▁"  # sentencepiece's space
+SHORTEST = 0.01  # seconds of a word, where there is room for all words
 
 
 class AlignmentError(ValueError):
@@ -44,6 +45,10 @@ class WordAligner:
     frame_seconds : float
         Time from one frame to the next.
 
+    head, tail : float
+        Seconds by which a word begins before the middle of its first token's first frame, and ends
+        after that of its last token's last frame.
+
     Raises
     ------
     AlignmentError
@@ -58,6 +63,9 @@ class WordAligner:
     >>> WordAligner(model).align(frames, lengths, ["GO NORTH"], [0.0], [1.2])  # doctest: +SKIP
     [(Word(text='GO', start=0.21, end=0.43, confidence=0.99), Word(text='NORTH', ...))]
     """
+
+    head = 0.01
+    tail = 0.06
 
     def __init__(self, model: Any) -> None:
         encoder = model.mods.encoder
@@ -130,15 +138,19 @@ class WordAligner:
         path = align_tokens(log_probs, [token for token, _ in spelling])
         if path is None:
             return _evenly(words, start, end)
-        spans = _word_spans(len(words), spelling, path)
-        period = self.frame_seconds
-        edges = [(start + (s.first - 0.5) * period, start + (s.last + 0.5) * period) for s in spans]
-        return tuple(
-            Word(word, begin, finish, span.confidence)
-            for word, (begin, finish), span in zip(
-                words, _in_order(edges, start, end), spans, strict=True
-            )
-        )
+        tokens: list[list[AlignedToken]] = [[] for _ in words]
+        confidence = [1.0] * len(words)
+        for (token, index), aligned in zip(spelling, path, strict=True):
+            if index is not None:
+                tokens[index].append(aligned)
+                confidence[index] *= 0.0 if token is None else math.exp(aligned.log_prob)
+        times = _in_order([self._times(own) for own in tokens], start, end)
+        return tuple(map(Word, words, *zip(*times, strict=True), confidence))
+
+    def _times(self, tokens: list[AlignedToken]) -> tuple[float, float]:
+        """Seconds from the sequence's beginning of a word's beginning and end."""
+        first, last = tokens[0].first * self.frame_seconds, tokens[-1].last * self.frame_seconds
+        return first - self.head, last + self.tail
 
 
 class AlignedToken(NamedTuple):
@@ -243,35 +255,31 @@ def align_tokens(log_probs: Tensor, tokens: Sequence[int | None]) -> list[Aligne
     return aligned
 
 
-class _WordSpan(NamedTuple):
-    first: int
-    last: int
-    confidence: float
-
-
-def _word_spans(
-    count: int, spelling: list[tuple[int | None, int | None]], path: list[AlignedToken]
-) -> list[_WordSpan]:
-    spans = []
-    for word in range(count):
-        own = [
-            (token, at)
-            for (token, index), at in zip(spelling, path, strict=True)
-            if index == word
-        ]
-        known = all(token is not None for token, _ in own)
-        mean = sum(at.log_prob for _, at in own) / len(own)
-        confidence = min(1.0, math.exp(mean)) if known else 0.0
-        spans.append(_WordSpan(own[0][1].first, own[-1][1].last, confidence))
-    return spans
-
-
 def _in_order(
-    edges: list[tuple[float, float]], start: float, end: float
+    spans: list[tuple[float, float]], start: float, end: float
 ) -> list[tuple[float, float]]:
-    """Let no word begin before the one before ends, nor lie outside of the sequence."""
-    # TODO
-    return edges
+    """Make neighbours that overlap meet halfway, and keep all within a sequence.
+
+    Parameters
+    ----------
+    spans : list of (float, float)
+        Beginnings and ends from the sequence's beginning. Of two words, the first has the earlier
+        beginning and the earlier end.
+    start, end : float
+        The sequence's own.
+    """
+    bounds = [spans[0][0]]
+    for (_, before), (after, _) in pairwise(spans):
+        middle = (before + after) / 2
+        bounds += [min(before, middle), max(after, middle)]
+    bounds.append(spans[-1][1])
+    # So much is left for each of the words before and after.
+    least = min(SHORTEST, (end - start) / len(spans))
+    times = [
+        min(max(start + bound, start + least * before), end - least * (len(spans) - before))
+        for bound, before in zip(bounds, ((i + 1) // 2 for i in range(len(bounds))), strict=True)
+    ]
+    return list(zip(times[::2], times[1::2], strict=True))
 
 
 def _evenly(words: list[str], start: float, end: float) -> tuple[Word, ...]:
