@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,19 @@ class AlignmentError(ValueError):
 class WordAligner:
     """Places the words of recognised texts in time, and says how sure the model is of each.
 
-    A text's tokens are aligned with the CTC posteriors (Viterbi). Whatever the text, its words come
-    in order, each with a beginning before its end, within the recording:
+    A text's tokens are aligned with the CTC posteriors (Viterbi). CTC marks a token somewhere in
+    its sound and gives blanks to the rest, so a word reaches beyond its tokens: by the constants
+    `head` and `tail`, or to the middle between two words that would overlap. Both were measured on
+    synthetic speech (``benchmarks/word_times.py``), where a token is marked near the beginning of
+    its sound; another model may mark it elsewhere.
+
+    A word's confidence is the geometric mean of its tokens' posteriors, each where it is largest
+    in the token's frames: ``exp(mean over tokens of max over frames of log p(token | frame))``. It
+    does not fall with the length of a word, and tells right words from wrong ones better than
+    their product or least and than entropies of the frames (``docs/formats.md``).
+
+    Whatever the text, its words come in order, each with a beginning before its end, within the
+    recording:
 
     - Characters that the tokenizer does not have match any sound; their words have confidence 0.
     - A text whose tokens need more frames than there are, which CTC cannot have emitted, is spread
@@ -139,12 +151,11 @@ class WordAligner:
         if path is None:
             return _evenly(words, start, end)
         tokens: list[list[AlignedToken]] = [[] for _ in words]
-        confidence = [1.0] * len(words)
-        for (token, index), aligned in zip(spelling, path, strict=True):
+        for (_, index), aligned in zip(spelling, path, strict=True):
             if index is not None:
                 tokens[index].append(aligned)
-                confidence[index] *= 0.0 if token is None else math.exp(aligned.log_prob)
         times = _in_order([self._times(own) for own in tokens], start, end)
+        confidence = [math.exp(fmean(token.log_prob for token in own)) for own in tokens]
         return tuple(map(Word, words, *zip(*times, strict=True), confidence))
 
     def _times(self, tokens: list[AlignedToken]) -> tuple[float, float]:
@@ -161,7 +172,7 @@ class AlignedToken(NamedTuple):
     first, last : int
         Its first and last frame.
     log_prob : float
-        Its largest log posterior there.
+        Its largest log posterior there; minus infinity for a token that is not known.
     """
 
     first: int
@@ -243,6 +254,7 @@ def align_tokens(log_probs: Tensor, tokens: Sequence[int | None]) -> list[Aligne
         torch.tensor([targets], dtype=torch.int32, device=log_probs.device),
         blank=BLANK,
     )
+    scores = torch.where(path == wildcard, -math.inf, scores).clamp(max=0)
     aligned: list[AlignedToken] = []
     before = BLANK
     for frame, (token, score) in enumerate(zip(path[0].tolist(), scores[0].tolist(), strict=True)):
