@@ -102,7 +102,8 @@ def find_recordings(
     """
     paths: list[str] = []
     given: dict[int, str] = {}  # ids of manifests
-    for item in map(os.fspath, inputs):
+    for each in inputs:
+        item = os.fspath(each)
         suffix = os.path.splitext(item)[1].lower()
         if os.path.isdir(item):
             paths += _search(item, recursive)
@@ -196,16 +197,17 @@ def _listed(path: str) -> list[str]:
     try:
         content = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise RecordingsError(f"list {path}: found {error.strerror}, expected a text file") from None
+        found = f"found {error.strerror}"
+        raise RecordingsError(f"list {path}: {found}, expected a text file") from None
     except UnicodeDecodeError:
         raise RecordingsError(f"list {path}: found bytes that are not UTF-8 text") from None
     lines = [line.strip() for line in content.splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
+    files = [line for line in lines if line and not line.startswith("#")]
+    if not files:
         raise RecordingsError(f"list {path}: found no lines, expected an audio file on each")
     if "\0" in content:
         raise RecordingsError(f"list {path}: found zero bytes, expected an audio file on each line")
-    return [os.path.join(os.path.dirname(path), line) for line in found]
+    return [os.path.join(os.path.dirname(path), line) for line in files]
 
 
 def _matching(pattern: str) -> list[str]:

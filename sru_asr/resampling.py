@@ -1,4 +1,4 @@
-"""Another sample rate, block by block: what comes out is what the whole signal at once would give."""
+"""Another sample rate, block by block, which gives what the whole signal at once would."""
 
 from __future__ import annotations
 

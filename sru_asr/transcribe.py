@@ -18,7 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sru_asr.alignment import AlignmentError, WordAligner
 from sru_asr.audio import AudioError, stream_audio
+from sru_asr.decode.choice import DecoderError, choose_decoder, nbest_texts
 from sru_asr.decode.searcher import Searcher
+from sru_asr.device import DeviceError, find_device
 from sru_asr.model_folder import load_model, one_line
 from sru_asr.padding import steps_of
 from sru_asr.segments import Segment, Transcript, Word
@@ -118,8 +120,19 @@ class Transcriber:
         self.batch_seconds = batch_seconds
         self.window_seconds = window_seconds
         self.dtype = PRECISIONS[precision]
-        self.device = _checked_device(device)
-        self.model = load_model(Path(model_dir), self.device)
+        try:
+            self.device = find_device(device)
+        except DeviceError as error:
+            raise TranscriptionError(str(error)) from None
+        if precision == "fp16" and self.device == "cpu":
+            raise TranscriptionError(
+                "precision fp16: found device cpu, expected a CUDA device; bf16 works on both"
+            )
+        self.model = load_model(Path(model_dir), self.device, trust)
+        try:
+            choose_decoder(self.model, decoder, beam_size, lm, trust=trust)
+        except DecoderError as error:
+            raise TranscriptionError(str(error)) from None
         self.sample_rate = int(self.model.hparams.sample_rate)
         try:
             self._aligner: WordAligner | None = WordAligner(self.model)
@@ -127,8 +140,9 @@ class Transcriber:
             # Texts need no times, unless windows have to overlap.
             self._aligner, self._no_aligner = None, error
 
+    # A path is an iterable of strings, too; the first that fits counts.
     @overload
-    def transcribe(
+    def transcribe(  # type: ignore[overload-overlap]
         self,
         audio: Audio,
         *,
@@ -266,9 +280,7 @@ class Transcriber:
         if isinstance(item, str | os.PathLike):
             return stream_audio(item, self.sample_rate)
         signal = self._checked_signal(item)
-        return (
-            signal[i : i + BLOCK_SAMPLES] for i in range(0, len(signal), BLOCK_SAMPLES)
-        )
+        return (signal[i : i + BLOCK_SAMPLES] for i in range(0, len(signal), BLOCK_SAMPLES))
 
     def _checked_signal(self, item: Tensor | npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         signal = item.detach().cpu() if isinstance(item, Tensor) else torch.as_tensor(item)
@@ -321,7 +333,9 @@ class Transcriber:
         # In fp64: an hour has more samples than fp32 has integers.
         samples = torch.tensor([len(signal) for signal in signals], dtype=torch.float64)
         starts = [piece.window.start / self.sample_rate for piece in pieces]
-        ends = [start + count / self.sample_rate for start, count in zip(starts, samples.tolist())]
+        ends = [
+            (piece.window.start + len(piece.window.samples)) / self.sample_rate for piece in pieces
+        ]
         with torch.autocast(
             torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32
         ):
@@ -331,9 +345,8 @@ class Transcriber:
             alternatives = self._alternatives(frames, lengths, options.nbest)
             texts = [best[0][0] for best in alternatives]
             words: Sequence[tuple[Word, ...]] = [()] * len(pieces)
-            if self._aligner is not None and (
-                options.aligned or any(piece.window.before or piece.window.after for piece in pieces)
-            ):
+            joined = any(piece.window.before or piece.window.after for piece in pieces)
+            if self._aligner is not None and (options.aligned or joined):
                 words = self._aligner.align(frames, lengths, texts, starts, ends)
         return [
             Segment(text, start, end, said, None, best if options.nbest else ())
@@ -346,12 +359,8 @@ class Transcriber:
         self, frames: Tensor, lengths: Tensor, nbest: int
     ) -> list[tuple[tuple[str, float], ...]]:
         """The best texts of each window with their scores; without ``nbest`` the best alone."""
-        if self._searcher is not None and nbest:
-            decode = self.model.tokenizer.decode_ids
-            return [
-                tuple((str(decode(list(one.tokens))), one.score) for one in hypotheses[:nbest])
-                for hypotheses in self._searcher.nbest(frames, lengths)
-            ]
+        if nbest:
+            return [tuple(best) for best in nbest_texts(self.model, frames, lengths, nbest)]
         if self._searcher is not None:
             texts = self.model.transcribe_batch(frames, lengths)[0]
         else:
@@ -492,21 +501,3 @@ def _failed(item: Audio, duration: float, error: Exception) -> Transcript:
             "expected what the model and the memory can take"
         )
     return Transcript(path, "", duration, reason)
-
-
-def _checked_device(name: str) -> str:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TranscriptionError(f"device: found {name!r}, expected cpu or cuda") from None
-    if device.type != "cuda":
-        return name
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = device.index or 0
-    if index >= count:
-        raise TranscriptionError(
-            f"device {name}: found {count} CUDA devices (PyTorch {torch.__version__}), expected "
-            f"{'one' if device.index is None else f'at least {index + 1}'}; --device cpu works "
-            "everywhere"
-        )
-    return f"cuda:{index}"  # SpeechBrain warns about "cuda" alone

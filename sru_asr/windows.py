@@ -66,8 +66,8 @@ def cut(
 ) -> Iterator[Window]:
     """Cut a recording into windows, each where it is quiet.
 
-    A recording that is no longer than ``longest`` is one window, untouched. Of others, a window ends
-    at the first pause that is long enough to end a phrase; or, before it gets too long, in the
+    A recording that is no longer than ``longest`` is one window, untouched. Of others, a window
+    ends at the first pause that is long enough to end a phrase; or, before it gets too long, in the
     middle of its longest pause; or, where nobody pauses, anywhere, and then the next one begins
     ``overlap`` before, so that every word is whole in one of them. Long silence is in no window.
 
@@ -277,7 +277,7 @@ def join(
         return stop, first
     stop = sum(_middle(word) < middle for word in before)
     first = sum(_middle(word) < middle for word in after)
-    if 0 < stop and first < len(after):
+    if stop > 0 and first < len(after):
         left, right = before[stop - 1], after[first]
         common = min(left.end, right.end) - max(left.start, right.start)
         if common > 0.5 * min(left.end - left.start, right.end - right.start):
