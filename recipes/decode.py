@@ -22,18 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sru_asr.audio import read_audio
-from sru_asr.decode import (
-    CTCBeamSearcher,
-    CTCGreedySearcher,
-    JointBeamSearcher,
-    NBestRescorer,
-    PhoneRescorer,
-    WordLookahead,
-)
-from sru_asr.decode.language_model import load as load_language_model
+from sru_asr.decode import NBestRescorer, PhoneRescorer
+from sru_asr.decode.choice import DECODERS, DecoderError, make_searcher, read_language_model
 from sru_asr.decode.scorer import TokenScorer
+from sru_asr.device import DeviceError, find_device
 from sru_asr.manifest import ManifestError, Utterance, check_manifest
-from sru_asr.model import CTCPosteriors
 from sru_asr.model_folder import ModelFolderError, load_model
 from sru_asr.score import WordErrorRate
 
@@ -53,7 +46,6 @@ def encode(
 ) -> Iterator[tuple[list[Utterance], Tensor, Tensor]]:
     """Encode utterances in batches of like length."""
     encoder = model.mods.encoder
-    encoder = encoder.encoder if isinstance(encoder, CTCPosteriors) else encoder
     ordered = sorted(utterances, key=lambda utterance: utterance.duration)
     for start in tqdm(range(0, len(ordered), batch_size), desc="encoding", delay=3):
         batch = ordered[start : start + batch_size]
@@ -64,38 +56,23 @@ def encode(
         yield batch, encoded, lengths
 
 
-def make_searcher(
+def search_of(
     model: Any, setting: Setting, beam_size: int, lm: TokenScorer | None, rescore: bool
 ) -> nn.Module:
     """Make the search of a setting from the modules of a model folder."""
-    mods = model.mods
-    ctc_output = mods.ctc_output if hasattr(mods, "ctc_output") else mods.encoder.ctc_output
+    if setting.search == "greedy":
+        return make_searcher(model, "greedy")
     options: dict[str, Any] = {"beam_size": beam_size, "token_bonus": setting.token_bonus}
     if lm is not None and not rescore:
         options |= {"lm": lm, "lm_weight": setting.lm_weight}
-    decoder = getattr(mods, "decoder", None)
-    phones = decoder if isinstance(decoder, PhoneRescorer) else None
-    joint = phones.searcher if phones is not None else decoder
-    searcher: nn.Module
-    if setting.search == "greedy":
-        return CTCGreedySearcher(ctc_output)
-    if setting.search == "ctc":
-        searcher = CTCBeamSearcher(ctc_output, **options)
-    elif not isinstance(joint, JointBeamSearcher):
-        raise click.BadParameter(f"{setting.search}: this model has no attention decoder")
-    else:
+    if setting.search == "joint":
         # Sums of log probabilities can be added to; means cannot.
         summed = rescore or setting.phone_weight or setting.token_bonus
-        searcher = JointBeamSearcher(
-            joint.transformer,
-            joint.attention_output,
-            ctc_output,
-            ctc_weight=setting.ctc_weight,
-            length_normalization=not summed,
-            **options,
-        )
+        options |= {"ctc_weight": setting.ctc_weight, "length_normalization": not summed}
+    searcher: nn.Module = make_searcher(model, setting.search, **options)
     if setting.phone_weight:
-        if phones is None:
+        phones = getattr(model.mods, "decoder", None)
+        if not isinstance(phones, PhoneRescorer):
             raise click.BadParameter("--phone_weight: this model has no PhoneRescorer")
         searcher = PhoneRescorer(
             searcher, phones.phone_output, phones.lexicon, phones.tokenizer, setting.phone_weight
@@ -103,14 +80,6 @@ def make_searcher(
     if lm is not None and rescore:
         searcher = NBestRescorer(searcher, lm, setting.lm_weight)
     return searcher
-
-
-def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> TokenScorer:
-    """A word n-gram (.arpa) or the folder of a trained SRU language model."""
-    if path.is_dir():
-        # Pieces of the same number in another order would be scored without an error.
-        return load_language_model(path, tokenizer_file)
-    return WordLookahead(path, tokenizer)
 
 
 @click.command()
@@ -123,7 +92,7 @@ def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> Tok
     multiple=True,
     default=["joint"],
     show_default=True,
-    type=click.Choice(["greedy", "ctc", "joint"]),
+    type=click.Choice(DECODERS),
 )
 @click.option("--beam_size", default=10, show_default=True)
 @click.option("--ctc_weight", "ctc_weights", multiple=True, default=[0.4], show_default=True)
@@ -155,6 +124,11 @@ def read_language_model(path: Path, tokenizer: Any, tokenizer_file: Path) -> Tok
 @click.option("--batch_size", default=8, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
+    "--trust-model",
+    is_flag=True,
+    help="Load folders whose YAML runs any code.",
+)
+@click.option(
     "--output",
     default=None,
     type=click.Path(path_type=Path),
@@ -175,6 +149,7 @@ def main(
     token_bonuses: tuple[float, ...],
     batch_size: int,
     device: str,
+    trust_model: bool,
     output: Path | None,
     name: str,
 ) -> None:
@@ -191,19 +166,19 @@ def main(
     if output is not None and len(grid) > 1:
         raise click.BadParameter(f"--output needs a single setting, found {len(grid)}")
     try:
-        model = load_model(model_folder, device)
+        model = load_model(model_folder, find_device(device), trust_model)
         utterances = check_manifest(manifest, data_root)
-    except (ModelFolderError, ManifestError) as error:
+        tokenizer, scorer = model.hparams.tokenizer, None
+        if lm_path is not None:
+            scorer = read_language_model(lm_path, tokenizer, trust_model).eval()
+        searchers = [search_of(model, setting, beam_size, scorer, rescore) for setting in grid]
+    except (DecoderError, DeviceError, ModelFolderError, ManifestError) as error:
         raise click.ClickException(str(error)) from error
-    tokenizer = model.hparams.tokenizer
-    scorer = None
-    if lm_path is not None:
-        scorer = read_language_model(lm_path, tokenizer, model_folder / "tokenizer.ckpt").eval()
     with torch.inference_mode():
         encoded = list(encode(model, utterances, batch_size))
         click.echo(f"{'search':8}{'CTC':>6}{'LM':>6}{'phones':>8}{'bonus':>7}{'seconds':>9}  score")
-        for setting in grid:
-            searcher = make_searcher(model, setting, beam_size, scorer, rescore).eval()
+        for setting, searcher in zip(grid, searchers, strict=True):
+            searcher.to(model.device).eval()
             errors, start = WordErrorRate(), time.perf_counter()
             for batch, frames, lengths in tqdm(encoded, desc=setting.search, delay=3, leave=False):
                 hypotheses, *_ = searcher(frames, lengths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from sru_asr.decode.scorer import TokenScorer
 from sru_asr.padding import padding_mask, steps_of
 from sru_asr.sru import check_dropout
 from sru_asr.srupp import SRUppLayer
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 
 class State(NamedTuple):
@@ -226,7 +229,7 @@ class SRULanguageModel(TokenScorer):
 
 
 def load(
-    folder: str | Path, tokenizer_file: str | Path | None = None, trust: bool = False
+    folder: str | Path, tokenizer: SentencePieceProcessor | None = None, trust: bool = False
 ) -> TokenScorer:
     """Load the language model of a model folder, ready to score.
 
@@ -234,16 +237,17 @@ def load(
     ----------
     folder : str or Path
         As a recipe's ``train_lm.py`` leaves it: ``results/.../model``.
-    tokenizer_file : str or Path, optional
-        The recogniser's sentencepiece model, to make sure that both mean the same by their tokens.
+    tokenizer : sentencepiece.SentencePieceProcessor, optional
+        The recogniser's, to make sure that both mean the same by their tokens.
     trust : bool
         Let the YAML make any object, as HyperPyYAML does: it can run any code.
 
     Raises
     ------
-    ModelFolderError, ValueError
-        When the YAML is not trusted with what it asks for, files are missing or do not fit one
-        another, or the pieces are not the tokenizer's.
+    ValueError
+        When files are missing or do not fit one another, or the pieces are not the tokenizer's.
+    ModelFolderError
+        When the YAML is not trusted with what it asks for.
 
     Examples
     --------
@@ -256,23 +260,24 @@ def load(
     from sru_asr.model_yaml import ModelYAML
 
     folder = Path(folder)
-    files = [folder / name for name in ("hyperparams.yaml", "language_model.ckpt")]
-    if tokenizer_file is not None:
-        files += [folder / "tokenizer.ckpt", Path(tokenizer_file)]
+    names = ["hyperparams.yaml", "language_model.ckpt"]
+    if tokenizer is not None:
+        names.append("tokenizer.ckpt")
+    files = [folder / name for name in names]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise ValueError(
             f"found no {' and no '.join(missing)}, expected a language model's folder as training "
             "leaves it (results/.../model)"
         )
-    if tokenizer_file is not None:
+    if tokenizer is not None:
         ours, theirs = (
-            tokenizer.id_to_piece(list(range(tokenizer.vocab_size())))
-            for tokenizer in (SentencePieceProcessor(model_file=str(file)) for file in files[2:])
+            each.id_to_piece(list(range(each.vocab_size())))
+            for each in (SentencePieceProcessor(model_file=str(files[2])), tokenizer)
         )
         if ours != theirs:
             raise ValueError(
-                f"{folder} was trained with other pieces than those of {tokenizer_file}; train it "
-                "with tokenizer_file"
+                f"{folder} was trained with other pieces than the recogniser's; train it with "
+                "the recogniser's tokenizer.ckpt as tokenizer_file"
             )
     yaml = ModelYAML(files[0])
     hparams = load_hyperpyyaml(yaml.text) if trust else yaml.build()
