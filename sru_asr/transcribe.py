@@ -273,7 +273,7 @@ class Transcriber:
                 recording.pieces.append(piece)
                 yield piece
         except Exception as error:  # whatever is wrong with one must not stop the others
-            recording.error = error
+            recording.error = error.with_traceback(None)
         recording.read = True
 
     def _blocks(self, item: Audio) -> Iterator[npt.NDArray[np.float32]]:
