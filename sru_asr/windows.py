@@ -22,6 +22,8 @@ MEMORY = 60.0
 NOISE, SPEECH, RANGE = 10, 95, 60.0
 # Quiet is what lies under the noise and this share of the way to the speech, within these dB.
 SHARE, LEAST_DB, MOST_DB = 0.3, 3.0, 15.0
+# Where levels differ by less, it may all be speech, or none; only silence below this is sure then.
+CONTRAST, SILENCE = 10.0, -90.0
 # A window ends at a pause of so many seconds: longer than people make within a phrase.
 PAUSE = 0.7
 # Where it has to end before, at the longest that is at least so long; a closed mouth ("t") is not.
@@ -175,7 +177,7 @@ class _Buffer:
 
     def fill(self, seconds: float) -> bool:
         """Read until there is more than so much; whether there is."""
-        wanted = self.frames_of(seconds) * self.hop
+        wanted = seconds * self._sample_rate
         waiting = [self.samples]
         count = len(self.samples)
         while count <= wanted and not self.ended:
@@ -203,6 +205,8 @@ class _Buffer:
         noise, speech = np.percentile(smooth, [NOISE, SPEECH])
         noise = max(noise, speech - RANGE)
         limit = noise + np.clip(SHARE * (speech - noise), LEAST_DB, MOST_DB)
+        if speech - noise < CONTRAST:
+            limit = SILENCE
         quiet = smooth[len(self._before) :] <= limit
         edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]])))
         return [_Pause(int(a), int(b)) for a, b in edges.reshape(-1, 2)]

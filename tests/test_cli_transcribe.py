@@ -192,9 +192,8 @@ def test_subtitles_of_given_width(model):
 
 def test_folder_pattern_list_and_manifest_are_the_same(model, folder, texts):
     (folder / "list.txt").write_text("a.wav\nd/b.flac\nd/e/c.wav\n")
-    rows = "".join(
-        f"spk/{name},{{data_root}}/{path}\n" for name, path in zip("abc", PATHS, strict=True)
-    )
+    named = zip("abc", PATHS, strict=True)
+    rows = "".join(f"spk/{name},{{data_root}}/{path}\n" for name, path in named)
     (folder / "set.csv").write_text("ID,wav\n" + rows)
     for inputs in (["."], ["**/*.wav", "d/*.flac"], ["list.txt"]):
         result = run(*inputs, "--model", model)
