@@ -57,10 +57,12 @@ class Window:
 
 
 class _Pause(NamedTuple):
-    """A stretch of quiet frames, the last one not counted."""
+    """A stretch of quiet frames, ``end`` not counted, and how much of it belongs to its sides."""
 
     first: int
     end: int
+    left: int
+    right: int
 
 
 def cut(
@@ -104,7 +106,7 @@ def cut(
     >>> silence = np.zeros(2 * 16000, np.float32)
     >>> windows = cut([speech, silence, speech], sample_rate=16000, longest=10)
     >>> [(round(w.start / 16000, 1), round(len(w.samples) / 16000, 1)) for w in windows]
-    [(0.0, 8.2), (9.8, 8.2)]
+    [(0.0, 8.0), (10.0, 8.0)]
     """
     if not longest >= 2 * PAUSE:
         raise ValueError(f"longest: found {longest:g} s, expected at least {2 * PAUSE:g} s")
@@ -120,11 +122,11 @@ def cut(
         frames = recording.frames_of(longest)
         pauses = recording.pauses(frames)
         whole = recording.ended and len(recording.levels) <= frames
-        silent = max((p.end - shared for p in pauses if p.first <= shared), default=0)
-        if whole and silent >= len(recording.levels) - shared:
+        lead = next((p for p in pauses if p.first <= shared < p.end), None)
+        if lead is not None and whole and lead.end >= len(recording.levels):
             return
-        if silent > 2 * _frames(MARGIN):
-            recording.drop(shared + silent - _frames(MARGIN))
+        if lead is not None and lead.end - shared > 2 * _frames(MARGIN):
+            recording.drop(lead.end - lead.right)
             shared = 0
             continue
         end, following, shares = _first_end(pauses, frames, shared, whole, overlap)
@@ -142,11 +144,10 @@ def _first_end(
     pauses: Sequence[_Pause], frames: int, shared: int, whole: bool, overlap: float
 ) -> tuple[int | None, int | None, int]:
     """Frames where a window ends and where the next begins (None: the end), and what both share."""
-    margin = _frames(MARGIN)
     inner = [pause for pause in pauses if pause.first > shared]
     for pause in inner:
         if pause.end - pause.first >= _frames(PAUSE):
-            return pause.first + margin, max(pause.first + margin, pause.end - margin), 0
+            return pause.first + pause.left, pause.end - pause.right, 0
     if whole:
         return None, None, 0
     late = [
@@ -209,7 +210,16 @@ class _Buffer:
             limit = SILENCE
         quiet = smooth[len(self._before) :] <= limit
         edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]])))
-        return [_Pause(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+        return [self._pause(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+    def _pause(self, first: int, end: int) -> _Pause:
+        # No microphone records such silence, and models know it not: none of it stays.
+        margin = min(_frames(MARGIN), (end - first) // 2)
+        sides = self.levels[first : first + margin], self.levels[end - margin : end][::-1]
+        left, right = (
+            int(np.argmax(side < SILENCE)) if (side < SILENCE).any() else margin for side in sides
+        )
+        return _Pause(first, end, left, right)
 
     def drop(self, frames: int | None) -> None:
         """Let go of the first so many frames; of all for None."""

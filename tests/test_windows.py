@@ -106,8 +106,8 @@ def test_silence_is_in_no_window():
     word = speech(rng, 2)
     found = spans(cut([silence, word, silence, word, silence], RATE))
     assert found == [
-        pytest.approx((99.85, 102.15), abs=0.05),
-        pytest.approx((201.85, 204.15), abs=0.05),
+        pytest.approx((100, 102), abs=0.05),
+        pytest.approx((202, 204), abs=0.05),
     ]
 
 
