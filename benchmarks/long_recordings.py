@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -133,7 +134,8 @@ def load(folder: str, args: argparse.Namespace) -> Transcriber:
     ModelFolderError
         When it is no model folder, or has no CTC output to decode greedily.
     """
-    transcriber = Transcriber(folder, args.device)
+    # Whole, however long: it is the model that is measured here.
+    transcriber = Transcriber(folder, args.device, window_seconds=math.inf)
     if args.decoder == "greedy":
         _decode_greedily(transcriber, folder)
     return transcriber

@@ -1,27 +1,33 @@
-"""Reading recordings: any format, sample rate and channel count in, one mono tensor out.
+"""Reading recordings: any format, sample rate and channel count in, one mono signal out.
 
-libsndfile (through soundfile) decodes WAV, FLAC, MP3, OGG, NIST SPHERE and more. What it leaves
-to its caller is done here: a file cut short is an error rather than a shorter recording, and
-every error is an `AudioError` that names the file, what was found and what was expected.
+libsndfile (through soundfile) decodes WAV, FLAC, MP3, OGG, NIST SPHERE and more; what it does not
+know, video for example, is left to ffmpeg where that is installed. What libsndfile leaves to its
+caller is done here: a file cut short is an error rather than a shorter recording, and every error
+is an `AudioError` that names the file, what was found and what was expected.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
+
+from sru_asr import ffmpeg
+from sru_asr.resampling import resample_blocks
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AudioError", "AudioInfo", "audio_info", "read_audio"]
+__all__ = ["AudioError", "AudioInfo", "audio_info", "read_audio", "stream_audio"]
 
 StrPath = str | os.PathLike[str]
+Signal = npt.NDArray[np.float32]
 
 # Frames decoded at a time: the channels of a long recording never lie in memory together.
 BLOCK_FRAMES = 1 << 18
@@ -31,15 +37,19 @@ MP3_TOLERANCE = 2 * 1152
 # No speech is recorded outside of these rates, in Hz; a damaged header would make hours of seconds,
 # or seconds that take gigabytes to resample.
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
-# torchaudio's resampling filter takes this many numbers at most. Rates without a common divisor
-# (16001 to 16000 Hz) would take gigabytes.
-LARGEST_FILTER = 1 << 24
 # Programs that write WAV into a pipe put a size at or near the maximum: it means "unknown".
 WAV_UNKNOWN_SIZE = 0x7FF00000
 
 
+AUDIO = "an audio file (WAV, FLAC, MP3, OGG, SPHERE, ...)"
+
+
 class AudioError(ValueError):
     """A file that cannot be used as a recording; the message says which, and why."""
+
+
+class _UnknownFormat(AudioError):
+    """What libsndfile cannot read, and ffmpeg perhaps can."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class AudioInfo:
 
 
 def audio_info(path: StrPath, decode: bool = False) -> AudioInfo:
-    """Read the header of an audio file.
+    """Read the header of an audio file, of a format that libsndfile knows.
 
     Parameters
     ----------
@@ -94,7 +104,8 @@ def audio_info(path: StrPath, decode: bool = False) -> AudioInfo:
     >>> folder.cleanup()
     """
     if decode:
-        _decode(path)
+        for _ in _decoded(path):
+            pass
     with _open(path) as file:
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
@@ -137,65 +148,129 @@ def read_audio(path: StrPath, sample_rate: int = 16000) -> torch.Tensor:
     # Here and not above: reading headers, which is all a preparation does, needs no torch.
     import torch
 
-    samples, file_rate = _decode(path)
-    up, down = (rate // math.gcd(file_rate, sample_rate) for rate in (sample_rate, file_rate))
-    if up * down > LARGEST_FILTER:
-        from scipy.signal import resample_poly
-
-        return torch.from_numpy(resample_poly(samples, up, down))
-    signal = torch.from_numpy(samples)
-    if file_rate != sample_rate:
-        from torchaudio.functional import resample
-
-        signal = resample(signal, file_rate, sample_rate)
-    return signal
+    return torch.from_numpy(np.concatenate(list(stream_audio(path, sample_rate))))
 
 
-def _decode(path: StrPath) -> tuple[np.ndarray, int]:
-    """Mono float32 samples and their rate."""
+def stream_audio(path: StrPath, sample_rate: int = 16000) -> Iterator[Signal]:
+    """Read a recording as `read_audio` does, a piece at a time.
+
+    However long the recording is, a few seconds of it are in memory.
+
+    Parameters
+    ----------
+    path, sample_rate
+        As in `read_audio`.
+
+    Yields
+    ------
+    array of float32, shape (N,)
+        Pieces of the signal that `read_audio` gives, in order.
+
+    Raises
+    ------
+    AudioError
+        As in `read_audio`. Damage is found on the way, after pieces have been given.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, soundfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "long.wav")
+    >>> soundfile.write(path, np.zeros(600_000), 16000)
+    >>> [len(block) for block in stream_audio(path)]
+    [262144, 262144, 75712]
+    >>> folder.cleanup()
+    """
+    try:
+        rate = audio_info(path).sample_rate
+    except _UnknownFormat as unknown:
+        yield from _checked(path, _decoded_by_ffmpeg(path, sample_rate, unknown), sample_rate)
+        return
+    yield from resample_blocks(_decoded(path), rate, sample_rate)
+
+
+def _decoded(path: StrPath) -> Iterator[Signal]:
+    """Mono float32 samples at the file's own rate."""
     with _open(path) as file:
-        try:
-            # Not file.blocks(): after a short read it yields a full block, its end left unfilled.
-            blocks = []
-            while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                blocks.append(block.mean(axis=1))
-        except soundfile.LibsndfileError as error:
-            raise _error(
-                path,
-                f"{file.format} audio that cannot be decoded ({_reason(error)})",
-                f"{file.frames} intact samples (is the file truncated or damaged?)",
-            ) from error
-        samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
-        tolerance = MP3_TOLERANCE if file.format == "MP3" else 0
-        if len(samples) < file.frames - tolerance:
-            raise _truncated(path, f"{len(samples)} samples", f"{file.frames} samples")
-        finite = np.isfinite(samples)
+        yield from _checked(path, _blocks(path, file), file.samplerate)
+
+
+def _blocks(path: StrPath, file: soundfile.SoundFile) -> Iterator[Signal]:
+    count = 0
+    try:
+        # Not file.blocks(): after a short read it yields a full block, its end left unfilled.
+        while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            count += len(block)
+            yield block.mean(axis=1)
+    except soundfile.LibsndfileError as error:
+        raise _error(
+            path,
+            f"{file.format} audio that cannot be decoded ({_reason(error)})",
+            f"{file.frames} intact samples (is the file truncated or damaged?)",
+        ) from error
+    tolerance = MP3_TOLERANCE if file.format == "MP3" else 0
+    if count < file.frames - tolerance:
+        raise _truncated(path, f"{count} samples", f"{file.frames} samples")
+
+
+def _decoded_by_ffmpeg(
+    path: StrPath, sample_rate: int, unknown: _UnknownFormat
+) -> Iterator[Signal]:
+    program = ffmpeg.ffmpeg_path()
+    if program is None:
+        raise AudioError(
+            f"{unknown}; video and other formats need ffmpeg on the PATH, where there is none"
+        ) from None
+    count = 0
+    try:
+        for block in ffmpeg.decode(program, path, sample_rate):
+            count += len(block)
+            yield block
+    except ffmpeg.FfmpegError as error:
+        if not count:
+            found = f"a file that is not audio (ffmpeg: {error})"
+            raise _error(path, found, f"{AUDIO}, or what ffmpeg reads") from error
+        raise _error(
+            path,
+            f"audio that ffmpeg cannot decode beyond {count / sample_rate:.1f} s ({error})",
+            "intact audio (is the file truncated or damaged?)",
+        ) from error
+    if not count:
+        raise _error(path, "0 samples", "at least one sample")
+
+
+def _checked(path: StrPath, blocks: Iterator[Signal], rate: int) -> Iterator[Signal]:
+    """Let finite samples through."""
+    count = 0
+    for block in blocks:
+        finite = np.isfinite(block)
         if not finite.all():
-            first = int(np.argmin(finite))
-            raise _error(
-                path,
-                f"{len(finite) - np.count_nonzero(finite)} NaN or infinite samples, the first "
-                f"at {first / file.samplerate:.3f} s",
-                "finite samples",
-            )
-        return samples, file.samplerate
+            first = (count + int(np.argmin(finite))) / rate
+            found = f"NaN or infinite samples, the first at {first:.3f} s"
+            raise _error(path, found, "finite samples")
+        count += len(block)
+        yield block
 
 
 def _open(path: StrPath) -> soundfile.SoundFile:
     """Open for reading, once everything that the header can tell has been checked."""
-    audio = "an audio file (WAV, FLAC, MP3, OGG, SPHERE, ...)"
     if not os.path.exists(path):
-        raise _error(path, "no such file", audio)
+        raise _error(path, "no such file", AUDIO)
     if os.path.isdir(path):
-        raise _error(path, "a folder", audio)
+        raise _error(path, "a folder", AUDIO)
     if os.path.getsize(path) == 0:
-        raise _error(path, "an empty file (0 bytes)", audio)
+        raise _error(path, "an empty file (0 bytes)", AUDIO)
     if os.path.splitext(path)[1].lower() == ".raw":
-        raise _error(path, "a .raw file, which has no header", audio)
+        raise _error(path, "a .raw file, which has no header", AUDIO)
     try:
         file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise _error(path, f"a file that is not audio ({_reason(error)})", audio) from error
+    except soundfile.LibsndfileError as error:
+        raise _UnknownFormat(
+            str(_error(path, f"a file that is not audio ({_reason(error)})", AUDIO))
+        ) from error
+    except OSError as error:
+        raise _error(path, f"a file that cannot be read ({_reason(error)})", AUDIO) from error
     try:
         if file.frames == 0:
             raise _error(path, "0 samples", "at least one sample")

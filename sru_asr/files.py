@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,6 +75,46 @@ def write_atomically(path: str | os.PathLike[str], content: str) -> None:
     """
     with atomically(path) as temporary:
         temporary.write_text(content, encoding="utf-8", newline="")
+
+
+@contextmanager
+def exclusively(lock: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process is in such a block, and keep others out until it ends.
+
+    The lock goes with its process, killed or not; the file goes with the last block.
+
+    Parameters
+    ----------
+    lock : path
+        A file that is nothing but the lock, in a folder that is there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with exclusively(folder / ".lock"):
+    ...     print(len(list(folder.iterdir())))
+    1
+    >>> list(folder.iterdir())
+    []
+    """
+    while True:
+        file = open(lock, "w")  # noqa: SIM115, held over the whole block
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                # Who had it may have removed it since it was opened here: a lock on nothing.
+                current = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except FileNotFoundError:
+                current = False
+            if current:
+                try:
+                    yield
+                finally:
+                    os.unlink(lock)
+                return
+        finally:
+            file.close()
 
 
 def _replace_folder(path: Path, new: Path) -> None:

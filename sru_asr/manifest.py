@@ -40,6 +40,7 @@ __all__ = [
     "hold_out",
     "list_problems",
     "read_manifest",
+    "read_recordings",
     "read_table",
     "write_manifest",
 ]
@@ -221,6 +222,63 @@ def read_manifest(
     if problems:
         raise ManifestError(path, problems)
     return [utterance for _, utterance in rows]
+
+
+def read_recordings(path: StrPath, data_root: StrPath | None = None) -> dict[str, str]:
+    """Read of a manifest what transcribing needs: the files, and what they are called.
+
+    Parameters
+    ----------
+    path, data_root
+        As in `read_manifest`. Columns other than ID and wav may be absent.
+
+    Returns
+    -------
+    dict of str to str
+        The audio file of each ID, in the manifest's order.
+
+    Raises
+    ------
+    ManifestError
+        With all problems at once: a missing column, empty or duplicate IDs, empty file names, and
+        ``{data_root}`` where none was given.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "new.csv")
+    >>> with open(path, "w") as file:
+    ...     _ = file.write("ID,wav\\nu1,{data_root}/u1.wav\\n")
+    >>> read_recordings(path, data_root="/corpus")
+    {'u1': '/corpus/u1.wav'}
+    >>> folder.cleanup()
+    """
+    columns, rows = _raw_rows(path)
+    if not rows:
+        raise ManifestError(path, ["is empty: found no recordings, expected ID, wav and rows"])
+    missing = [name for name in ("ID", "wav") if name not in columns]
+    if missing:
+        found = f"found {', '.join(columns)}; expected ID, wav"
+        raise ManifestError(path, [f"missing column {' and '.join(missing)} ({found})"])
+    problems: list[str] = []
+    recordings: dict[str, str] = {}
+    for place, raw in rows:
+        ID, wav = _text(raw.get("ID")), _text(raw.get("wav"))
+        problems += [
+            f"{place}: empty {name}" for name, cell in (("ID", ID), ("wav", wav)) if not cell
+        ]
+        if ID in recordings:
+            problems.append(f"{place}: duplicate ID {ID!r}")
+        recordings[ID] = _resolve(wav, path, data_root)
+        if placeholder := _DATA_ROOT.search(recordings[ID]):
+            problems.append(
+                f"{place} (ID {ID!r}): wav {wav} needs a value for {placeholder[0]}, but data_root "
+                "was not given"
+            )
+    if problems:
+        raise ManifestError(path, problems)
+    return recordings
 
 
 def read_table(

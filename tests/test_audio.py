@@ -176,7 +176,7 @@ def test_samples_that_are_not_finite(tmp_path, bad):
     samples[[8000, 9000]] = bad
     path = write(tmp_path, "wav", samples, subtype="FLOAT")
     message = error_of(path)
-    assert "found 2 NaN or infinite samples, the first at 0.500 s, expected finite" in message
+    assert "found NaN or infinite samples, the first at 0.500 s, expected finite" in message
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])

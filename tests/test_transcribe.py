@@ -1,5 +1,6 @@
 """Transcribing: SpeechBrain's own text in any batch, any audio, and errors that stay local."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -10,8 +11,9 @@ from model_folder import make_models
 from speechbrain.inference import ASR
 
 from sru_asr import transcribe
+from sru_asr.audio import stream_audio
 from sru_asr.model_folder import ModelFolderError
-from sru_asr.segments import Transcript
+from sru_asr.segments import Segment, Transcript, Word
 from sru_asr.transcribe import Transcriber, TranscriptionError, batches
 
 RATE = 16000
@@ -136,10 +138,12 @@ def test_silence(transcriber):
 def test_tensors(transcriber, one):
     signal = torch.from_numpy(soundfile.read(one, dtype="float32")[0])
     file, tensor, double = transcriber.transcribe([one, signal, signal.double()])
-    assert tensor == Transcript(None, file.text, 1.0) == double
+    assert tensor == Transcript(None, file.text, 1.0, None, file.segments) == double
+    assert file.segments == (Segment(file.text, 0.0, 1.0),)
     bad = [signal[None], (signal * 32767).short(), signal[:0], signal * float("nan")]
     *failed, good = transcriber.transcribe([*bad, signal])
     assert good == tensor
+    assert transcriber.transcribe(signal.numpy()) == tensor == transcriber.transcribe(signal)
     for found, words in zip(failed, ("(1, 16000)", "int16", "(0,)", "NaN"), strict=True):
         assert found.error.startswith("audio tensor: found")
         assert words in found.error
@@ -201,27 +205,29 @@ def test_failing_batch_is_taken_apart(transcriber, recordings, monkeypatch):
             assert one == reference
 
 
-def test_audio_is_decoded_a_batch_at_a_time(model_folders, recordings, monkeypatch):
-    transcriber = Transcriber(model_folders["ctc"], batch_seconds=2.1)
-    waiting, most = [], []
-    read, encode = transcribe.read_audio, transcriber.model.mods.encoder.encode
+def test_audio_is_read_a_few_batches_ahead(model_folders, recordings, monkeypatch):
+    transcriber = Transcriber(model_folders["ctc"], batch_seconds=0.7)
+    read, most = [], []
+    encode = transcriber.model.mods.encoder.encode
 
     def counted_read(path, rate):
-        waiting.append(path)
-        return read(path, rate)
+        for block in stream_audio(path, rate):
+            read.append(len(block))
+            yield block
 
     def counted_encode(wavs, lengths):
-        assert len(wavs) == len(waiting)
-        most.append(wavs.numel() / RATE)
-        waiting.clear()
+        most.append(sum(read))
+        assert len(wavs) == 1 or wavs.numel() / RATE <= 0.7
+        read.clear()
         return encode(wavs, lengths)
 
-    monkeypatch.setattr(transcribe, "read_audio", counted_read)
+    monkeypatch.setattr(transcribe, "stream_audio", counted_read)
     monkeypatch.setattr(transcriber.model.mods.encoder, "encode", counted_encode)
-    indices = [index for index, _ in transcriber.stream(recordings)]
-    assert sorted(indices) == list(range(len(LENGTHS)))
-    assert max(most) <= 2.1
-    assert len(most) > 2
+    found = transcriber.stream(recordings)
+    assert [next(found).path] == [str(recordings[0])]
+    assert sum(most) + sum(read) < sum(LENGTHS)  # the last ones are not read yet
+    assert [transcript.path for transcript in found] == [str(path) for path in recordings[1:]]
+    assert max(most) / RATE <= 4 * 0.7 + max(LENGTHS) / RATE
 
 
 def test_batches_hold_every_recording_once_within_the_limit():
@@ -306,3 +312,131 @@ def test_missing_devices_are_refused(monkeypatch):
         Transcriber("model", device="cuda")
     with pytest.raises(TranscriptionError, match="found 'gpu', expected cpu or cuda"):
         Transcriber("model", device="gpu")
+
+
+def speech(seconds, seed=0):
+    return torch.from_numpy(sound(round(seconds * RATE), seed=seed))
+
+
+@pytest.fixture
+def long_transcriber(model_folders):
+    """Cuts whatever is longer than nine seconds."""
+    return Transcriber(model_folders["ctc"], window_seconds=9.0)
+
+
+def test_long_recording_is_the_windows_that_it_is_cut_into(long_transcriber, tmp_path):
+    parts = [speech(seconds, seed) for seed, seconds in enumerate((5, 3, 6, 4))]
+    silence = torch.zeros(RATE)
+    signal = torch.cat([x for part in parts for x in (part, silence)])
+    soundfile.write(tmp_path / "long.wav", signal, RATE, subtype="FLOAT")
+    file, tensor = long_transcriber.transcribe([tmp_path / "long.wav", signal])
+    assert file.text == tensor.text
+    assert file.segments == tensor.segments
+    starts = [0.0, 6.0, 10.0, 17.0]
+    assert [segment.start for segment in file.segments] == pytest.approx(starts, abs=0.2)
+    ends = [5.0, 9.0, 16.0, 21.0]
+    assert [segment.end for segment in file.segments] == pytest.approx(ends, abs=0.2)
+    pieces = [
+        signal[round(segment.start * RATE) : round(segment.end * RATE)] for segment in file.segments
+    ]
+    alone = [found.text for found in long_transcriber.transcribe(pieces)]
+    assert [segment.text for segment in file.segments] == alone
+    assert file.text == " ".join(alone)
+
+
+def test_windows_do_not_depend_on_the_batch(long_transcriber, model_folders):
+    signals = [speech(seconds, seed) for seed, seconds in enumerate((25, 3, 40, 8, 12))]
+    together = long_transcriber.transcribe(signals)
+    assert together == [long_transcriber.transcribe(signal) for signal in signals]
+    assert [len(found.segments) for found in together[1:4:2]] == [1, 1]
+    assert len(together[2].segments) > 4
+    other = Transcriber(model_folders["ctc"], window_seconds=9.0, batch_seconds=10)
+    assert other.transcribe(signals) == together
+
+
+def test_windows_without_a_pause_are_joined_at_their_words(long_transcriber, monkeypatch):
+    """Words of a known recording, as if the model had heard just those that are in a window."""
+    length, said = 60, []
+    second = 0.3
+    for number in range(100):
+        said.append(Word(f"W{number}", second, second + 0.45, 1.0))
+        second += 0.58
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(length * RATE)).float()
+    windows = []
+
+    def align(frames, lengths, texts, starts, ends):
+        windows.extend(zip(starts, ends, strict=True))
+        found = []
+        for start, end in zip(starts, ends, strict=True):
+            heard = []
+            for word in said:
+                if start <= word.start and word.end <= end:
+                    heard.append(word)
+                elif word.end > start and word.start < end:  # cut
+                    heard.append(Word("?", max(word.start, start), min(word.end, end), 0.1))
+            found.append(tuple(heard))
+        return found
+
+    # Without a pause anywhere.
+    monkeypatch.setattr("sru_asr.windows._Buffer.pauses", lambda self, frames: [])
+    monkeypatch.setattr(long_transcriber._aligner, "align", align)
+    found = long_transcriber.transcribe(noise, word_timestamps=True)
+    assert len(windows) > 10
+    words = [word for segment in found.segments for word in segment.words]
+    assert words == said
+    assert found.text.split() == [word.text for word in said]
+    for before, after in itertools.pairwise(found.segments):
+        assert before.words[-1].end <= before.end <= after.start <= after.words[0].start
+
+
+def test_words_confidence_and_alternatives_come_on_demand(transcribers, one):
+    joint = transcribers["joint"]
+    plain = joint.transcribe(one)
+    assert plain.segments == (Segment(plain.text, 0.0, 1.0),)
+    full = joint.transcribe(one, word_timestamps=True, confidence=True, nbest=2)
+    (segment,) = full.segments
+    assert [word.text for word in segment.words] == plain.text.split()
+    assert all(0 <= word.start < word.end <= 1 for word in segment.words)
+    assert 0 < segment.confidence <= 1
+    assert len(segment.alternatives) == 2
+    assert segment.alternatives[0][0] == plain.text == full.text
+    assert segment.alternatives[0][1] >= segment.alternatives[1][1]
+    (sure,) = joint.transcribe(one, confidence=True).segments
+    assert (sure.words, sure.confidence) == ((), segment.confidence)
+
+
+def test_alternatives_need_a_search(transcriber, one):
+    with pytest.raises(TranscriptionError, match="nbest: found 2, .* joint or ctc-beam"):
+        transcriber.transcribe(one, nbest=2)
+    with pytest.raises(TranscriptionError, match="nbest: found -1"):
+        transcriber.transcribe(one, nbest=-1)
+
+
+def test_decoders_and_precisions(model_folders, one):
+    text = Transcriber(model_folders["ctc"]).transcribe(one).text
+    assert Transcriber(model_folders["ctc"], decoder="greedy").transcribe(one).text == text
+    beam = Transcriber(model_folders["ctc"], decoder="ctc-beam", beam_size=3)
+    assert len(beam.transcribe(one, nbest=5).segments[0].alternatives) in (2, 3)
+    half = Transcriber(model_folders["ctc"], precision="bf16").transcribe(one)
+    assert half.error is None and half.text
+    for options, words in (
+        ({"precision": "fp8"}, "precision: found 'fp8', expected fp32, bf16, fp16"),
+        ({"precision": "fp16"}, "precision fp16: found device cpu"),
+        ({"decoder": "joint"}, "without a joint search"),
+        ({"beam_size": 0, "decoder": "ctc-beam"}, "beam_size"),
+        ({"window_seconds": 8}, "window_seconds: found 8, expected more than 8 seconds"),
+        ({"window_seconds": float("nan")}, "window_seconds: found nan"),
+    ):
+        with pytest.raises(TranscriptionError, match=words):
+            Transcriber(model_folders["ctc"], **options)
+
+
+def test_a_recording_that_breaks_in_the_middle_is_an_error(long_transcriber, tmp_path):
+    soundfile.write(tmp_path / "long.flac", speech(60), RATE)
+    content = (tmp_path / "long.flac").read_bytes()
+    (tmp_path / "long.flac").write_bytes(content[: len(content) * 2 // 3])
+    soundfile.write(tmp_path / "good.flac", speech(2), RATE)
+    broken, good = long_transcriber.transcribe([tmp_path / "long.flac", tmp_path / "good.flac"])
+    assert (broken.text, broken.segments) == ("", ())
+    assert "truncated" in broken.error
+    assert good.error is None and good.text

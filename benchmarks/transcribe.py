@@ -1,0 +1,257 @@
+"""Transcribing as a user does it: speed, memory over hours, and what cutting costs in errors.
+
+    python benchmarks/transcribe.py MODEL_DIR --csv test.csv [--hours 1 3] [--peer FILES]
+
+Of a trained joint CTC/attention model and a manifest of its language:
+
+- real-time factor over all recordings of the manifest, by greedy and by joint search;
+- with ``--peer``, files per second beside a loop over SpeechBrain's ``transcribe_file``, one call
+  for each file, with the same model folder and texts;
+- one long recording, the manifest's with silence between them, transcribed whole (cut at pauses)
+  and as the recordings themselves: word errors of both;
+- peak memory, in a fresh process, while an hour and three hours of the same are transcribed from
+  disk, beyond what the loaded model needs.
+
+CPU seconds are reported beside seconds: on a machine that does other work they are the steadier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from harness import build, machine, parser, settings
+from peak import in_fresh_process, peak_memory
+
+from sru_asr.audio import read_audio
+from sru_asr.files import write_atomically
+from sru_asr.manifest import Utterance, check_manifest
+from sru_asr.score import WordErrorRate
+from sru_asr.transcribe import Transcriber
+
+MIB = 2**20
+SILENCE = (0.5, 1.5)  # seconds between utterances, drawn evenly
+DECODERS = {"greedy": {"decoder": "greedy"}, "joint beam 10": {"decoder": "joint", "beam_size": 10}}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, and what is to be reached."""
+
+    name: str
+    value: float
+    goal: str
+    met: bool
+
+    def line(self) -> str:
+        """As it stands in the table."""
+        return (
+            f"{self.name:66} {self.value:10.4g}  {self.goal:>8}  {'met' if self.met else 'missed'}"
+        )
+
+
+def at_most(name: str, value: float, goal: float) -> Row:
+    """A figure that should be small."""
+    return Row(name, value, f"<= {goal:g}", value <= goal)
+
+
+def at_least(name: str, value: float, goal: float) -> Row:
+    """A figure that should be large."""
+    return Row(name, value, f">= {goal:g}", value >= goal)
+
+
+def timed(call: Callable[[], object], repeats: int) -> dict[str, list[float]]:
+    """Seconds and CPU seconds of calls, after one that is not counted."""
+    call()
+    samples: dict[str, list[float]] = {"seconds": [], "cpu_seconds": []}
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        samples["cpu_seconds"].append(time.process_time() - cpu)
+        samples["seconds"].append(time.perf_counter() - wall)
+    return samples
+
+
+def joined(
+    utterances: Sequence[Utterance], rate: int, seconds: float | None = None
+) -> Iterator[np.ndarray]:
+    """The utterances with silence after each, once or until there are so many seconds."""
+    generator = np.random.default_rng(0)
+    count, end = 0, None if seconds is None else round(seconds * rate)
+    while True:
+        for utterance in utterances:
+            pause = round(generator.uniform(*SILENCE) * rate)
+            part = np.pad(read_audio(utterance.wav, rate).numpy(), (0, pause))
+            part = part[: None if end is None else end - count]
+            yield part
+            count += len(part)
+            if end is not None and count >= end:
+                return
+        if end is None:
+            return
+
+
+def speed(
+    utterances: Sequence[Utterance], args: argparse.Namespace
+) -> tuple[list[Row], dict[str, Any]]:
+    """Real-time factors over the manifest, and files per second beside SpeechBrain's loop."""
+    paths = [utterance.wav for utterance in utterances]
+    seconds = sum(utterance.duration for utterance in utterances)
+    found: dict[str, Any] = {"audio_seconds": seconds, "files": len(paths)}
+    rows = []
+    for name, goal in (("greedy", 0.01), ("joint beam 10", 0.15)):
+        transcriber = Transcriber(args.model, args.device, **DECODERS[name])
+        samples = timed(lambda t=transcriber: t.transcribe(paths), args.repeats)
+        found[name] = samples
+        title = f"real-time factor, {name}, {args.threads} thread(s)"
+        for kind, unit in (("cpu_seconds", "CPU seconds"), ("seconds", "seconds")):
+            rows.append(at_most(f"{title}, {unit}", median(samples[kind]) / seconds, goal))
+    if args.peer:
+        own = Transcriber(args.model, args.device)
+        peer = _speechbrain(args)
+        files = paths[: args.peer]
+        theirs = [peer(path) for path in files]
+        texts = [transcript.text for transcript in own.transcribe(files)]
+        if texts != theirs:
+            raise RuntimeError(f"texts differ: {texts} and {theirs}")
+        ours = timed(lambda: own.transcribe(files), args.repeats)
+        loop = timed(lambda: [peer(path) for path in files], args.repeats)
+        found["peer"] = {"files": len(files), "sru_asr": ours, "transcribe_file": loop}
+        for kind in ("cpu_seconds", "seconds"):
+            quotient = median(loop[kind]) / median(ours[kind])
+            title = f"files a second / SpeechBrain's transcribe_file loop, by {kind}"
+            rows.append(at_least(title, quotient, 5))
+    return rows, found
+
+
+def _speechbrain(args: argparse.Namespace) -> Callable[[str], str]:
+    from speechbrain.inference.ASR import EncoderDecoderASR
+
+    model: Any = EncoderDecoderASR.from_hparams(
+        source=str(args.model), savedir=None, run_opts={"device": args.device}
+    )
+    return lambda path: str(model.transcribe_file(path))
+
+
+def errors(
+    utterances: Sequence[Utterance], args: argparse.Namespace
+) -> tuple[list[Row], dict[str, Any]]:
+    """Word errors of one long recording and of what it was made of."""
+    rows, found = [], {}
+    for name, options in DECODERS.items():
+        transcriber = Transcriber(args.model, args.device, **options)
+        by_hand = transcriber.transcribe([utterance.wav for utterance in utterances])
+        signal = np.concatenate(list(joined(utterances, transcriber.sample_rate)))
+        whole = transcriber.transcribe(signal)
+        references = [utterance.wrd for utterance in utterances]
+        scores = {
+            "cut by hand": _score([one.text for one in by_hand], references),
+            "long": _score([whole.text], [" ".join(references)]),
+        }
+        found[name] = {
+            "audio_seconds": whole.duration,
+            "windows": len(whole.segments),
+            **{label: asdict(score) for label, score in scores.items()},
+        }
+        difference = scores["long"].wer - scores["cut by hand"].wer
+        title = f"WER of the long recording - cut by hand, {name}"
+        rows.append(at_most(f"{title} ({scores['long'].wer:.2f} %)", difference, 0.5))
+    return rows, found
+
+
+def _score(hypotheses: list[str], references: list[str]) -> Any:
+    metric = WordErrorRate()
+    metric.append([str(i) for i in range(len(references))], hypotheses, references)
+    return metric.summarize()
+
+
+def memory(path: str, args: argparse.Namespace) -> dict[str, float]:
+    """Transcribe a file; in a fresh process."""
+    with settings(args):
+        transcriber = Transcriber(args.model, args.device, **DECODERS["greedy"])
+        noise = np.random.default_rng(0).standard_normal(transcriber.sample_rate)
+        transcriber.transcribe(0.1 * noise)
+        with peak_memory(args.device) as used:
+            start = time.perf_counter()
+            transcript = transcriber.transcribe(path)
+            took = time.perf_counter() - start
+    if transcript.error is not None:
+        raise RuntimeError(transcript.error)
+    return {
+        "audio_seconds": transcript.duration,
+        "seconds": took,
+        "windows": len(transcript.segments),
+        "loaded_bytes": used.before,
+        "peak_bytes": used.peak,
+    }
+
+
+def hours(
+    utterances: Sequence[Utterance], args: argparse.Namespace
+) -> tuple[list[Row], dict[str, Any]]:
+    """Peak memory over recordings of hours."""
+    rows, found = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for length in args.hours:
+            path = f"{folder}/{length:g}h.flac"
+            with soundfile.SoundFile(path, "w", 16000, 1) as file:
+                for part in joined(utterances, 16000, 3600 * length):
+                    file.write(part)
+            used = in_fresh_process(args.device, memory, path, args)
+            found[f"{length:g} h"] = used
+            added = (used["peak_bytes"] - used["loaded_bytes"]) / MIB
+            rows.append(at_most(f"peak memory beyond the model, {length:g} h, MiB", added, 300))
+    return rows, found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table and write it."""
+    p = parser(__doc__.split("\n\n")[0])
+    p.add_argument("model", type=Path, metavar="MODEL_DIR", help="results/.../model")
+    p.add_argument("--csv", type=Path, required=True, help="manifest of recordings")
+    p.add_argument("--data_root", help="what {data_root} in the manifest stands for")
+    p.add_argument("--hours", type=float, nargs="*", default=[1, 3], help="long recordings")
+    p.add_argument("--peer", type=int, default=0, help="files for SpeechBrain's loop")
+    p.add_argument("--repeats", type=int, default=3, help="samples of each time")
+    args = p.parse_args(arguments)
+    if args.quick:
+        args.repeats, args.hours = 1, [0.02]
+    utterances = check_manifest(args.csv, args.data_root)
+    rows: list[Row] = []
+    found: dict[str, Any] = {}
+    with settings(args):
+        host = machine(args.device)
+        for name, part in (("speed", speed), ("errors", errors), ("hours", hours)):
+            more, found[name] = part(utterances, args)
+            rows += more
+    record = {
+        "benchmark": "transcribe",
+        "device": args.device,
+        "machine": host,
+        "build": build(),
+        "manifest": args.csv.name,
+        "figures": [asdict(row) for row in rows],
+        **found,
+    }
+    where = host.get("gpu") or f"{host['cpu']}, {host['threads']} thread(s)"
+    text = f"transcribe: {where}, load {host['load']:.1f}, PyTorch {torch.__version__}\n\n"
+    text += "\n".join(row.line() for row in rows) + "\n"
+    print(text)
+    stem = args.output / f"transcribe_{args.device.partition(':')[0]}"
+    write_atomically(stem.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_atomically(stem.with_suffix(".txt"), text)
+    print(f"written: {stem}.json, .txt")
+
+
+if __name__ == "__main__":
+    main()
