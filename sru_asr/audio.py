@@ -37,6 +37,9 @@ MP3_TOLERANCE = 2 * 1152
 # No speech is recorded outside of these rates, in Hz; a damaged header would make hours of seconds,
 # or seconds that take gigabytes to resample.
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
+# ffmpeg takes any bytes for audio of some format that has no header, and gives up after a few
+# frames; with fewer seconds than these, a file was none.
+LEAST_BY_FFMPEG = 0.1
 # Programs that write WAV into a pipe put a size at or near the maximum: it means "unknown".
 WAV_UNKNOWN_SIZE = 0x7FF00000
 
@@ -228,7 +231,7 @@ def _decoded_by_ffmpeg(
             count += len(block)
             yield block
     except ffmpeg.FfmpegError as error:
-        if not count:
+        if count < sample_rate * LEAST_BY_FFMPEG:
             found = f"a file that is not audio (ffmpeg: {error})"
             raise _error(path, found, f"{AUDIO}, or what ffmpeg reads") from error
         raise _error(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Protocol
+
+from sru_asr.versions import version_of
 
 # An apostrophe between two letters or digits, or else any other mark.
 _MARK = re.compile(r"(?<=[^\W_])(['’])(?=[^\W_])|([^\w\s]|_)")
@@ -142,7 +143,7 @@ class EnglishNormalization:
         return " ".join(self._normalize(text).split())
 
     def __str__(self) -> str:
-        version = importlib.metadata.version("whisper-normalizer")
+        version = version_of("whisper-normalizer")
         return f"Whisper's normalisation of English, whisper-normalizer {version}"
 
 

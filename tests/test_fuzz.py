@@ -191,7 +191,8 @@ def try_case(target: Target, path: Path) -> str:
         outcome = "read"
     except target.error as error:
         outcome = "raised"
-        if type(error) is not target.error:
+        if target.error is ValueError and type(error) is not ValueError:
+            # such as a UnicodeDecodeError, which nobody has put into words
             outcome = f"found {type(error).__name__}, expected {target.error.__name__}: {error}"
         elif str(path) not in str(error):
             outcome = f"the file is not named: {error}"
