@@ -24,6 +24,8 @@ NOISE, SPEECH, RANGE = 10, 95, 60.0
 SHARE, LEAST_DB, MOST_DB = 0.3, 3.0, 15.0
 # Where levels differ by less, it may all be speech, or none; only silence below this is sure then.
 CONTRAST, SILENCE = 10.0, -90.0
+# Frames beside a pause that are louder only for their neighbours.
+SMOOTHED = 1
 # A window ends at a pause of so many seconds: longer than people make within a phrase.
 PAUSE = 0.7
 # Where it has to end before, at the longest that is at least so long; a closed mouth ("t") is not.
@@ -122,7 +124,7 @@ def cut(
         frames = recording.frames_of(longest)
         pauses = recording.pauses(frames)
         whole = recording.ended and len(recording.levels) <= frames
-        lead = next((p for p in pauses if p.first <= shared < p.end), None)
+        lead = next((p for p in pauses if p.first <= shared + SMOOTHED < p.end), None)
         if lead is not None and whole and lead.end >= len(recording.levels):
             return
         if lead is not None and lead.end - shared > 2 * _frames(MARGIN):
@@ -144,7 +146,7 @@ def _first_end(
     pauses: Sequence[_Pause], frames: int, shared: int, whole: bool, overlap: float
 ) -> tuple[int | None, int | None, int]:
     """Frames where a window ends and where the next begins (None: the end), and what both share."""
-    inner = [pause for pause in pauses if pause.first > shared]
+    inner = [pause for pause in pauses if pause.first > shared + SMOOTHED]
     for pause in inner:
         if pause.end - pause.first >= _frames(PAUSE):
             return pause.first + pause.left, pause.end - pause.right, 0
@@ -213,12 +215,13 @@ class _Buffer:
         return [self._pause(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
 
     def _pause(self, first: int, end: int) -> _Pause:
-        # No microphone records such silence, and models know it not: none of it stays.
         margin = min(_frames(MARGIN), (end - first) // 2)
-        sides = self.levels[first : first + margin], self.levels[end - margin : end][::-1]
-        left, right = (
-            int(np.argmax(side < SILENCE)) if (side < SILENCE).any() else margin for side in sides
-        )
+        # No microphone records perfect silence, and a model that has never heard it may be put out
+        # by a single frame: none of it stays, nor of what was smoothed away.
+        before = np.flatnonzero(self.levels[max(0, first - SMOOTHED) : first + margin] < SILENCE)
+        after = np.flatnonzero(self.levels[end - margin : end + SMOOTHED] < SILENCE)
+        left = int(before[0]) - min(first, SMOOTHED) if len(before) else margin
+        right = margin - 1 - int(after[-1]) if len(after) else margin
         return _Pause(first, end, left, right)
 
     def drop(self, frames: int | None) -> None:
