@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +30,10 @@ from sru_asr.windows import OVERLAP, Window, cut, join
 Audio = str | os.PathLike[str] | Tensor | npt.NDArray[np.floating]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Seconds of audio in a batch. A CPU is no faster with more, which leaves its caches.
+CPU_BATCH, GPU_BATCH = 40.0, 120.0
 # Audio that is read before any of it is recognised, in batches: the more, the less padding.
-LOOKAHEAD = 4
+LOOKAHEAD = 8
 # Tensors and arrays are cut as files are read.
 BLOCK_SAMPLES = 1 << 18
 
@@ -60,8 +63,9 @@ class Transcriber:
         `sru_asr.model.CTCPosteriors` have.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    batch_seconds : float
-        Audio in a batch, padding included. A longer window is a batch of its own.
+    batch_seconds : float, optional
+        Audio in a batch, padding included; by default 40 on a CPU and 120 on a GPU. A longer window
+        is a batch of its own.
     window_seconds : float
         Longer recordings are cut; ``math.inf`` leaves all whole, and then memory grows with them.
     precision : str
@@ -98,7 +102,7 @@ class Transcriber:
         self,
         model_dir: str | os.PathLike[str],
         device: str = "cpu",
-        batch_seconds: float = 120.0,
+        batch_seconds: float | None = None,
         *,
         window_seconds: float = 30.0,
         precision: str = "fp32",
@@ -111,21 +115,22 @@ class Transcriber:
             ("batch_seconds", batch_seconds, 0),
             ("window_seconds", window_seconds, 2 * OVERLAP),
         ):
-            if not seconds > least:  # so that NaN is refused, too
+            if seconds is not None and not seconds > least:  # so that NaN is refused, too
                 expected = f"more than {least:g}" if least else "a positive number of"
                 raise TranscriptionError(f"{name}: found {seconds:g}, expected {expected} seconds")
         if precision not in PRECISIONS:
             raise TranscriptionError(
                 f"precision: found {precision!r}, expected {', '.join(PRECISIONS)}"
             )
-        self.batch_seconds = batch_seconds
         self.window_seconds = window_seconds
         self.dtype = PRECISIONS[precision]
         try:
             self.device = find_device(device)
         except DeviceError as error:
             raise TranscriptionError(str(error)) from None
-        if precision == "fp16" and self.device == "cpu":
+        on_cpu = torch.device(self.device).type == "cpu"
+        self.batch_seconds = batch_seconds or (CPU_BATCH if on_cpu else GPU_BATCH)
+        if precision == "fp16" and on_cpu:
             raise TranscriptionError(
                 "precision fp16: found device cpu, expected a CUDA device; bf16 works on both"
             )
@@ -235,6 +240,7 @@ class Transcriber:
                 if samples >= LOOKAHEAD * self.batch_seconds * self.sample_rate:
                     self._recognize_all(waiting, options, progress)
                     waiting, samples = [], 0
+                    _give_back()
                     while recordings[0].read:
                         yield self._transcript(recordings.popleft(), options)
         self._recognize_all(waiting, options, progress)
@@ -459,6 +465,13 @@ def batches(durations: dict[int, float], seconds: float) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def _give_back() -> None:
+    """Let the system have freed memory, which batches of all sizes leave in ever more holes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim is not None:
+        trim(0)
 
 
 def _joined(left: Segment, right: Segment) -> tuple[Segment, Segment]:

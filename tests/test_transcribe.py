@@ -206,7 +206,7 @@ def test_failing_batch_is_taken_apart(transcriber, recordings, monkeypatch):
 
 
 def test_audio_is_read_a_few_batches_ahead(model_folders, recordings, monkeypatch):
-    transcriber = Transcriber(model_folders["ctc"], batch_seconds=0.7)
+    transcriber = Transcriber(model_folders["ctc"], batch_seconds=0.3)
     read, most = [], []
     encode = transcriber.model.mods.encoder.encode
 
@@ -217,7 +217,7 @@ def test_audio_is_read_a_few_batches_ahead(model_folders, recordings, monkeypatc
 
     def counted_encode(wavs, lengths):
         most.append(sum(read))
-        assert len(wavs) == 1 or wavs.numel() / RATE <= 0.7
+        assert len(wavs) == 1 or wavs.numel() / RATE <= 0.3
         read.clear()
         return encode(wavs, lengths)
 
@@ -227,7 +227,7 @@ def test_audio_is_read_a_few_batches_ahead(model_folders, recordings, monkeypatc
     assert [next(found).path] == [str(recordings[0])]
     assert sum(most) + sum(read) < sum(LENGTHS)  # the last ones are not read yet
     assert [transcript.path for transcript in found] == [str(path) for path in recordings[1:]]
-    assert max(most) / RATE <= 4 * 0.7 + max(LENGTHS) / RATE
+    assert max(most) / RATE <= transcribe.LOOKAHEAD * 0.3 + max(LENGTHS) / RATE
 
 
 def test_batches_hold_every_recording_once_within_the_limit():

@@ -144,3 +144,37 @@ def test_two_processes_share_an_output_folder(model_folders, tmp_path):
     for name, text in texts.items():
         assert (out / f"{name}.txt").read_text().split() == text.split()
     assert len(os.listdir(out)) == 41
+
+
+MEMORY = f"""
+import sys
+sys.path[:] = {[entry for entry in sys.path if entry]!r}
+import torch
+from sru_asr.transcribe import Transcriber
+torch.set_num_threads(1)
+transcriber = Transcriber(sys.argv[1])
+transcriber.transcribe(torch.randn(16000))
+def used(key):
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith(key)).split()[1])
+loaded = used("VmRSS")
+found = transcriber.transcribe(sys.argv[2])
+assert found.error is None and len(found.segments) > 100
+print((used("VmHWM") - loaded) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc")
+def test_memory_does_not_grow_with_the_recording(model_folders, tmp_path):
+    added = []
+    for minutes in (15, 60):
+        path = tmp_path / f"{minutes}.flac"
+        with soundfile.SoundFile(path, "w", 16000, 1) as file:
+            for number in range(minutes * 12):
+                file.write(np.pad(sound(65_000, seed=number % 20), (0, 15_000)))
+        command = [sys.executable, "-c", MEMORY, str(model_folders["ctc"]), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        added.append(int(done.stdout))
+    assert added[1] <= added[0] + 30
+    assert added[1] <= 300
