@@ -284,3 +284,32 @@ def test_long_audio_needs_no_more_memory_in_blocks(run, tmp_path, monkeypatch, c
         assert panel["settings"]["frames"] == 15000 and panel["settings"]["window"] == 20
         assert panel["settings"]["difference"] < 1e-4 < panel["settings"]["largest"]
     assert "10 minutes, window 20: " in capsys.readouterr().out
+
+
+def test_transcribing_is_measured_with_any_joint_model(monkeypatch, tmp_path, capsys):
+    soundfile = pytest.importorskip("soundfile")
+    from model_folder import JOINT, make_model
+
+    from sru_asr.manifest import Utterance, write_manifest
+
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    transcribe = importlib.import_module("transcribe")
+    model = make_model(tmp_path / "run", JOINT)
+    utterances = []
+    for number in range(4):
+        signal = 0.1 * torch.randn(16000 + number)
+        soundfile.write(tmp_path / f"{number}.wav", signal.numpy(), 16000)
+        utterances.append(Utterance(f"u{number}", 1.0, f"{tmp_path}/{number}.wav", "", "AB DE"))
+    write_manifest(tmp_path / "test.csv", utterances)
+    options = ["--quick", "--peer", "2", "--output", str(tmp_path)]
+    transcribe.main([str(model), "--csv", str(tmp_path / "test.csv"), *options])
+    record = json.loads((tmp_path / "transcribe_cpu.json").read_text())
+    names = [figure["name"] for figure in record["figures"]]
+    assert len(names) == 9 and all(figure["goal"] for figure in record["figures"])
+    assert record["speed"]["peer"]["files"] == 2
+    assert record["errors"]["greedy"]["long"]["words"] == 8
+    assert record["hours"]["0.02 h"]["audio_seconds"] == 72
+    printed = capsys.readouterr().out
+    assert (tmp_path / "transcribe_cpu.txt").read_text() in printed
+    assert all(name in printed for name in names)
+    assert str(tmp_path) not in (tmp_path / "transcribe_cpu.json").read_text()

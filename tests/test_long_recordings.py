@@ -207,8 +207,8 @@ def test_recording_that_fails_counts_as_deleted_words(benchmark):
 def test_greedy_decoder_needs_a_ctc_output(benchmark, models, monkeypatch):
     real = benchmark.Transcriber
 
-    def without_output(*arguments):
-        transcriber = real(*arguments)
+    def without_output(*arguments, **options):
+        transcriber = real(*arguments, **options)
         del transcriber.model.mods["ctc_output"]
         return transcriber
 

@@ -141,6 +141,15 @@ def test_join_at_a_word_that_both_have():
     assert [word.text for word in joined] == ["A", "B", "C", "D"]
 
 
+@pytest.mark.parametrize("shift", [-0.1, 0.1])
+def test_join_where_the_times_of_a_word_differ(shift):
+    """It is before the middle in one window and after it in the other."""
+    before = words(("C", 7.85 - shift, 8.15 - shift, 1))
+    after = words(("C", 7.85 + shift, 8.15 + shift, 1))
+    stop, first = join(before, after, 6, 10)
+    assert stop + 1 - first == 1
+
+
 def test_join_a_repeated_word_by_its_time():
     said = [("YES", 0.5 * i, 0.5 * i + 0.4, 1.0) for i in range(40)]
     before = words(*(s for s in said if s[2] <= 12))
