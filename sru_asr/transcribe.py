@@ -230,7 +230,7 @@ class Transcriber:
         self._check(options)
         recordings: deque[_Recording] = deque()
         waiting: list[_Piece] = []
-        samples = 0
+        samples, done = 0, False
         for item in audio:
             recording = _Recording(item)
             recordings.append(recording)
@@ -238,12 +238,11 @@ class Transcriber:
                 waiting.append(piece)
                 samples += len(piece.window.samples)
                 if samples >= LOOKAHEAD * self.batch_seconds * self.sample_rate:
-                    self._recognize_all(waiting, options, progress)
-                    waiting, samples = [], 0
-                    _give_back()
+                    self._recognize_all(waiting, options, progress, tidy=True)
+                    waiting, samples, done = [], 0, True
                     while recordings[0].read:
                         yield self._transcript(recordings.popleft(), options)
-        self._recognize_all(waiting, options, progress)
+        self._recognize_all(waiting, options, progress, tidy=done)
         for recording in recordings:
             yield self._transcript(recording, options)
 
@@ -304,15 +303,24 @@ class Transcriber:
         return np.asarray(signal.float().numpy())
 
     def _recognize_all(
-        self, pieces: list[_Piece], options: Options, progress: Callable[[float], object]
+        self,
+        pieces: list[_Piece],
+        options: Options,
+        progress: Callable[[float], object],
+        tidy: bool = False,
     ) -> None:
-        """Recognise windows, those of like length together, and let go of their samples."""
+        """Recognise windows, those of like length together, and let go of their samples.
+
+        With ``tidy`` freed memory goes back after each batch, which hours of audio need.
+        """
         wanted = [piece for piece in pieces if piece.recording.error is None]
         lengths = {i: len(each.window.samples) / self.sample_rate for i, each in enumerate(wanted)}
         for batch in batches(lengths, self.batch_seconds):
             chosen = [wanted[i] for i in batch]
             self._recognize(chosen, options)
             progress(sum(lengths[i] for i in batch))
+            if tidy:
+                _give_back()
         for piece in pieces:
             piece.window = replace(piece.window, samples=np.empty(0, np.float32))
 
