@@ -44,15 +44,16 @@ LEAST_BY_FFMPEG = 0.1
 WAV_UNKNOWN_SIZE = 0x7FF00000
 
 
+# What libsndfile reads is usually called so, in any case.
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph", ".nist"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
+)
 AUDIO = "an audio file (WAV, FLAC, MP3, OGG, SPHERE, ...)"
 
 
 class AudioError(ValueError):
     """A file that cannot be used as a recording; the message says which, and why."""
-
-
-class _UnknownFormat(AudioError):
-    """What libsndfile cannot read, and ffmpeg perhaps can."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,12 @@ def stream_audio(path: StrPath, sample_rate: int = 16000) -> Iterator[Signal]:
     """
     try:
         rate = audio_info(path).sample_rate
-    except _UnknownFormat as unknown:
-        yield from _checked(path, _decoded_by_ffmpeg(path, sample_rate, unknown), sample_rate)
+    except AudioError as error:
+        unknown = isinstance(error.__cause__, soundfile.LibsndfileError)
+        # ffmpeg takes anything for audio of some kind, even a text. A damaged WAV is an error.
+        if not unknown or os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES:
+            raise
+        yield from _checked(path, _decoded_by_ffmpeg(path, sample_rate, error), sample_rate)
         return
     yield from resample_blocks(_decoded(path), rate, sample_rate)
 
@@ -217,9 +222,7 @@ def _blocks(path: StrPath, file: soundfile.SoundFile) -> Iterator[Signal]:
         raise _truncated(path, f"{count} samples", f"{file.frames} samples")
 
 
-def _decoded_by_ffmpeg(
-    path: StrPath, sample_rate: int, unknown: _UnknownFormat
-) -> Iterator[Signal]:
+def _decoded_by_ffmpeg(path: StrPath, sample_rate: int, unknown: AudioError) -> Iterator[Signal]:
     program = ffmpeg.ffmpeg_path()
     if program is None:
         raise AudioError(
@@ -269,9 +272,7 @@ def _open(path: StrPath) -> soundfile.SoundFile:
     try:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
-        raise _UnknownFormat(
-            str(_error(path, f"a file that is not audio ({_reason(error)})", AUDIO))
-        ) from error
+        raise _error(path, f"a file that is not audio ({_reason(error)})", AUDIO) from error
     except OSError as error:
         raise _error(path, f"a file that cannot be read ({_reason(error)})", AUDIO) from error
     try:

@@ -9,15 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sru_asr.audio import AUDIO_SUFFIXES
 from sru_asr.manifest import ManifestError, read_recordings
 from sru_asr.transcripts import enumerate_some
 
-# What a folder is searched for, in any case. A file given by name may be called anything.
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph", ".nist"),
-    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
-)
-# These need ffmpeg.
+# Searched for in folders, too; they need ffmpeg. A file given by name may be called anything.
 MEDIA_SUFFIXES = (
     *(".m4a", ".aac", ".wma", ".amr", ".ac3"),
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".3gp"),

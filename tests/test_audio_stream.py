@@ -171,6 +171,17 @@ def test_what_ffmpeg_says_is_passed_on(film, program, body, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.FLAC", "a.mp3"])
+def test_damaged_audio_is_no_matter_for_ffmpeg(tmp_path, program, name):
+    program("head -c 64000 /dev/zero")  # as it takes a text for AMR
+    (tmp_path / name).write_text("<html>404 Not Found</html>")
+    with pytest.raises(AudioError, match="found a file that is not audio") as caught:
+        read_audio(tmp_path / name)
+    assert "ffmpeg" not in str(caught.value)
+    (tmp_path / "a").write_text("<html>404 Not Found</html>")
+    assert len(read_audio(tmp_path / "a")) == 16000
+
+
 def test_ffmpeg_is_stopped_with_the_stream(film, program, tmp_path):
     program(f"echo $$ > {tmp_path}/pid; exec cat /dev/zero")
     stream = stream_audio(film)
