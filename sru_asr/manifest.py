@@ -255,27 +255,14 @@ def read_recordings(path: StrPath, data_root: StrPath | None = None) -> dict[str
     {'u1': '/corpus/u1.wav'}
     >>> folder.cleanup()
     """
-    columns, rows = _raw_rows(path)
-    if not rows:
-        raise ManifestError(path, ["is empty: found no recordings, expected ID, wav and rows"])
-    missing = [name for name in ("ID", "wav") if name not in columns]
-    if missing:
-        found = f"found {', '.join(columns)}; expected ID, wav"
-        raise ManifestError(path, [f"missing column {' and '.join(missing)} ({found})"])
-    problems: list[str] = []
-    recordings: dict[str, str] = {}
-    for place, raw in rows:
-        ID, wav = _text(raw.get("ID")), _text(raw.get("wav"))
-        problems += [
-            f"{place}: empty {name}" for name, cell in (("ID", ID), ("wav", wav)) if not cell
-        ]
-        if ID in recordings:
-            problems.append(f"{place}: duplicate ID {ID!r}")
-        recordings[ID] = _resolve(wav, path, data_root)
-        if placeholder := _DATA_ROOT.search(recordings[ID]):
+    _, rows, problems = _rows_by_id(path, ("ID", "wav"))
+    recordings = {ID: _resolve(cells["wav"], path, data_root) for ID, (_, cells) in rows.items()}
+    for ID, wav in recordings.items():
+        if placeholder := _DATA_ROOT.search(wav):
+            place, cells = rows[ID]
             problems.append(
-                f"{place} (ID {ID!r}): wav {wav} needs a value for {placeholder[0]}, but data_root "
-                "was not given"
+                f"{place} (ID {ID!r}): wav {cells['wav']} needs a value for {placeholder[0]}, but "
+                "data_root was not given"
             )
     if problems:
         raise ManifestError(path, problems)
@@ -316,24 +303,36 @@ def read_table(
     (['room', 'snr'], {'u1': {'room': 'hall', 'snr': '12.5'}, 'u2': {'room': 'car', 'snr': ''}})
     >>> folder.cleanup()
     """
+    columns, found, problems = _rows_by_id(path, ("ID",))
+    if problems:
+        raise ManifestError(path, problems)
+    others = [name for name in columns if name != "ID"]
+    rows = {ID: {name: cells[name] for name in others} for ID, (_, cells) in found.items()}
+    for row in rows.values():
+        if row.get("wav"):
+            row["wav"] = _resolve(row["wav"], path, data_root)
+    return others, rows
+
+
+def _rows_by_id(
+    path: StrPath, needed: Sequence[str]
+) -> tuple[list[str], dict[str, tuple[str, dict[str, str]]], list[str]]:
+    """Columns, place and cells ("" where a row has none) of each ID, and what is wrong."""
     columns, raw_rows = _raw_rows(path)
     if not raw_rows:
         raise ManifestError(path, ["is empty: found no utterances, expected at least one row"])
-    if "ID" not in columns:
-        raise ManifestError(path, [f"missing column ID (found {', '.join(columns)})"])
-    others = [name for name in columns if name != "ID"]
+    if missing := [name for name in needed if name not in columns]:
+        found = f"found {', '.join(columns)}; expected {', '.join(needed)}"
+        raise ManifestError(path, [f"missing column {' and '.join(missing)} ({found})"])
     problems: list[str] = []
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, tuple[str, dict[str, str]]] = {}
     for place, raw in raw_rows:
-        ID = _text(raw.get("ID"))
-        if not ID or ID in rows:
-            problems.append(f"{place}: {f'duplicate ID {ID!r}' if ID else 'empty ID'}")
-        rows[ID] = {name: _text(raw.get(name)) for name in others}
-        if rows[ID].get("wav"):
-            rows[ID]["wav"] = _resolve(rows[ID]["wav"], path, data_root)
-    if problems:
-        raise ManifestError(path, problems)
-    return others, rows
+        cells = {name: _text(raw.get(name)) for name in columns}
+        problems += [f"{place}: empty {name}" for name in needed if not cells[name]]
+        if cells["ID"] in rows:
+            problems.append(f"{place}: duplicate ID {cells['ID']!r}")
+        rows[cells["ID"]] = place, cells
+    return columns, rows, problems
 
 
 def check_manifest(
