@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from trained import trained
 
 from sru_asr import SRU, SRUEncoder, native, nnet
 from sru_asr.graph import export_graph
@@ -14,14 +15,6 @@ pytestmark = pytest.mark.skipif(
     native.why_missing("cpu") is not None, reason=str(native.why_missing("cpu"))
 )
 SIZES = [(3, 17), (2, 2), (4, 90)]  # (B, T)
-
-
-def trained(module):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return module.eval()
 
 
 def encoder_inputs(batch, steps):

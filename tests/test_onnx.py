@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from model_folder import make_models
+from trained import trained
 
 from sru_asr import SRU, SRUEncoder, native, nnet
 
@@ -19,15 +20,6 @@ needs_kernels = pytest.mark.skipif(
     native.why_missing("cpu") is not None, reason=str(native.why_missing("cpu"))
 )
 SIZES = [(3, 17), (1, 1), (2, 1), (4, 2), (1, 90)]  # (B, T)
-
-
-def trained(module):
-    """Numbers as of a trained module: no bias and no attention scale is left at zero."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return module.eval()
 
 
 def run(path, inputs):
