@@ -315,6 +315,36 @@ class Chain:
         return feats, lengths
 
 
+class Views:
+    """Repeat a batch, so that what follows augments each utterance in several ways.
+
+    For `sru_asr.consistency.consistency_loss`: what moves frames in time (`SpectrogramWarp`) comes
+    before, what masks them (`SpecAugment`) after.
+
+    Parameters
+    ----------
+    count : int
+        How often each utterance is in the batch then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.augment import Views
+    >>> feats, lengths = Views(2)(torch.randn(3, 50, 80), torch.tensor([1.0, 0.5, 0.2]))
+    >>> feats.shape, lengths.tolist()[3:]
+    (torch.Size([6, 50, 80]), [1.0, 0.5, 0.20000000298023224])
+    """
+
+    def __init__(self, count: int = 2) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        self.count = count
+
+    def __call__(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Repeat features (B, T, F) and relative lengths (B,): first all of them, then again."""
+        return feats.repeat(self.count, 1, 1), lengths.repeat(self.count)
+
+
 class Concatenation:
     """Make a batch of some utterances joined to longer ones: a collate function.
 

@@ -17,6 +17,7 @@ from speechbrain.utils.distributed import ddp_all_reduce, if_main_process
 from torch import Tensor
 from torch.distributed import ReduceOp
 
+from sru_asr.consistency import consistency_loss
 from sru_asr.model import Posteriors
 from sru_asr.score import Score, WordErrorRate
 from sru_asr.tokenizer import BLANK
@@ -35,6 +36,7 @@ class SpeechRecognitionBrain(sb.Brain):
     ``modules`` holds the recogniser as ``model``. Hyperparameters used: ``ctc_weight``,
     ``label_smoothing``, ``lr_annealing``, ``epoch_counter``, ``train_logger``, ``tokenizer``,
     ``num_averaged_checkpoints``, ``seed``; optional ``fea_augment`` (SpecAugment),
+    ``consistency_weight`` (where ``fea_augment`` gives `sru_asr.augment.Views`),
     ``intermediate_ctc_weight``, ``phone_ctc_weight``, ``lexicon`` (a `sru_asr.lexicon.Lexicon`:
     intermediate CTC learns its phones in place of tokens), ``averaged_checkpoints`` ("best", the
     default, or "last"), ``search`` (a searcher used in tests instead of greedy CTC) and
@@ -68,7 +70,8 @@ class SpeechRecognitionBrain(sb.Brain):
     ) -> Tensor:
         """Weigh the CTC and the attention loss; outside training also count word errors."""
         posteriors, hypotheses = predictions
-        loss = ctc_loss = self._ctc_loss(posteriors.ctc, posteriors.lengths, *batch.tokens)
+        views = len(posteriors.ctc) // len(batch.tokens[0])
+        loss = ctc_loss = self._ctc_loss(posteriors.ctc, posteriors.lengths, batch.tokens, views)
         lexicon = getattr(self.hparams, "lexicon", None)
         for name, log_probs in (
             ("intermediate_ctc_weight", posteriors.intermediate),
@@ -76,10 +79,10 @@ class SpeechRecognitionBrain(sb.Brain):
         ):
             if log_probs is not None:
                 targets = batch.tokens if lexicon is None else self._phones(batch.wrd)
-                other = self._ctc_loss(log_probs, posteriors.lengths, *targets)
+                other = self._ctc_loss(log_probs, posteriors.lengths, targets, views)
                 loss = loss + getattr(self.hparams, name) * (other - ctc_loss)
         if posteriors.attention is not None:
-            targets, target_lengths = batch.tokens_eos
+            targets, target_lengths = _repeated(batch.tokens_eos, views)
             attention_loss = sb.nnet.losses.kldiv_loss(
                 posteriors.attention,
                 targets,
@@ -99,18 +102,23 @@ class SpeechRecognitionBrain(sb.Brain):
         padded, lengths = batch_pad_right(phones)
         return PaddedData(padded.to(self.device), lengths.to(self.device))
 
-    @staticmethod
     def _ctc_loss(
-        log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor
+        self, log_probs: Tensor, lengths: Tensor, targets: PaddedData, views: int
     ) -> Tensor:
-        return sb.nnet.losses.ctc_loss(
+        """CTC loss of a batch, and how far its views are apart where there are several."""
+        tokens, token_lengths = _repeated(targets, views)
+        loss: Tensor = sb.nnet.losses.ctc_loss(
             log_probs,
-            targets,
+            tokens,
             lengths,
-            target_lengths,
+            token_lengths,
             blank_index=BLANK,
             reduction="batchmean",  # as the attention loss: both count whole utterances
         )
+        if views > 1:
+            weight = self.hparams.consistency_weight
+            loss = loss + weight * consistency_loss(log_probs, lengths, views)
+        return loss
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Start counting word errors anew."""
@@ -236,3 +244,9 @@ class SpeechRecognitionBrain(sb.Brain):
         if choice not in ("best", "last"):
             raise ValueError(f"averaged_checkpoints must be best or last, got {choice!r}")
         return choice == "best"
+
+
+def _repeated(targets: PaddedData, views: int) -> tuple[Tensor, Tensor]:
+    """Targets of all views of a batch, in the order of `sru_asr.augment.Views`."""
+    data, lengths = targets
+    return data.repeat(views, 1), lengths.repeat(views)

@@ -378,7 +378,8 @@ class SpeechRecognizer(nn.Module):
             Targets with the beginning-of-sentence token in front, padded with 0; needed for the
             attention decoder's posteriors.
         augment, epoch
-            See `SpeechEncoder.subsampled_features`.
+            See `SpeechEncoder.subsampled_features`. An augmentation that gives several views of the
+            batch (`sru_asr.augment.Views`) makes the posteriors' batch as many times as long.
 
         Returns
         -------
@@ -388,6 +389,7 @@ class SpeechRecognizer(nn.Module):
         core: Any = self.encoder.encoder
         attention = None
         if self.attention_output is not None and tokens_bos is not None:
+            tokens_bos = tokens_bos.repeat(len(src) // max(len(wavs), 1), 1)  # for each view
             encoded, *states, decoded = core(src, tokens_bos, lengths, pad_idx=0)
             hidden = states[0] if states else []
             attention = _log_posteriors(self.attention_output, decoded)

@@ -89,6 +89,7 @@ OPTIONAL = {
     "label_smoothing",
     "intermediate_ctc_weight",
     "phone_ctc_weight",
+    "consistency_weight",  # of views that fea_augment makes of each utterance
     "lexicon",  # intermediate CTC and phone_output learn the phones of the words
     "lexicon_file",
     "speed_perturb",

@@ -12,6 +12,7 @@ from sru_asr.augment import (
     Reverberation,
     SpecAugment,
     SpectrogramWarp,
+    Views,
 )
 from sru_asr.padding import steps_of
 from sru_asr.tokenizer import BOS, EOS, train_tokenizer
@@ -144,6 +145,16 @@ def test_a_sequence_without_frames_passes() -> None:
     assert augment(torch.zeros(1, 0, 80), torch.zeros(1))[0].shape == (1, 0, 80)
 
 
+def test_views_are_masked_each_in_its_own_way() -> None:
+    feats, lengths = torch.ones(2, 200, 40), torch.tensor([1.0, 0.5])
+    views, relative = Chain(Views(3), SpecAugment())(feats, lengths)
+    assert views.shape == (6, 200, 40) and relative.tolist() == [1.0, 0.5] * 3
+    masked = views.reshape(3, 2, 200, 40).eq(0)
+    assert masked.any((2, 3)).all()
+    assert not torch.equal(masked[0], masked[1]) and not torch.equal(masked[1], masked[2])
+    assert torch.equal(Views(2)(feats, lengths)[0], torch.cat([feats, feats]))
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("tokens") / "tokenizer.model"
@@ -214,6 +225,7 @@ def test_concatenation_refuses_a_tokenizer_without_a_space(tmp_path) -> None:
         (lambda: SpectrogramWarp(frequency=5.0), "frequency"),
         (lambda: SpecAugment(time_share=-0.1), "time_share"),
         (lambda: SpecAugment(time_longest=0), "time_longest"),
+        (lambda: Views(0), "count"),
         (lambda: Concatenation(None, most=1), "most"),  # type: ignore[arg-type]
     ],
 )

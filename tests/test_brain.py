@@ -11,6 +11,7 @@ import torch
 from speechbrain.core import Stage
 
 from sru_asr.brain import SpeechRecognitionBrain
+from sru_asr.consistency import consistency_loss
 from sru_asr.lexicon import Lexicon
 from sru_asr.model import Posteriors
 
@@ -58,3 +59,35 @@ def test_intermediate_ctc_learns_tokens_or_the_lexicons_phones(tmp_path: Path) -
     assert objective(same, batch, **weights).item() == pytest.approx(
         0.7 * expected(ctc, tokens) + 0.3 * expected(ctc.flip(1), tokens)
     )
+
+
+def test_views_share_targets_and_are_held_together() -> None:
+    batch = SimpleNamespace(
+        tokens=(torch.tensor([[3, 4, 5], [3, 4, 0]]), torch.tensor([1.0, 2 / 3])),
+        tokens_eos=(torch.tensor([[3, 4, 5, 2], [3, 4, 2, 0]]), torch.tensor([1.0, 0.75])),
+        wrd=["NO TEN", "TEN"],
+    )
+    lengths = torch.tensor([1.0, 0.75])
+    views = [
+        Posteriors(
+            torch.randn(2, 12, 7).log_softmax(-1),
+            torch.randn(2, 4, 7).log_softmax(-1),
+            torch.empty(0),
+            lengths,
+            torch.randn(2, 12, 7).log_softmax(-1),
+        )
+        for _ in range(2)
+    ]
+    together = Posteriors(
+        *(torch.cat(pair) for pair in zip(*(view[:5] for view in views), strict=True))
+    )
+    options = {"ctc_weight": 0.5, "label_smoothing": 0.1, "intermediate_ctc_weight": 0.3}
+    apart = sum(objective(view, batch, **options).item() for view in views) / 2
+    found = objective(together, batch, **options, consistency_weight=0.2).item()
+    final, intermediate = (
+        consistency_loss(log_probs, lengths.repeat(2), 2).item()
+        for log_probs in (together.ctc, together.intermediate)
+        if log_probs is not None
+    )
+    expected = apart + 0.5 * 0.2 * (0.7 * final + 0.3 * intermediate)
+    assert found == pytest.approx(expected, rel=1e-5)

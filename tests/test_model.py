@@ -8,6 +8,7 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.processing.features import InputNormalization
 
 from sru_asr import ConvSubsampling, SRUEncoder, SRUTransformerASR
+from sru_asr.augment import Views
 from sru_asr.model import SpeechEncoder, SpeechRecognizer
 
 HOP, BANDS = 160, 8
@@ -155,6 +156,19 @@ def test_posteriors(encoder, attention):
         torch.testing.assert_close(posteriors.attention[1, :2], alone[0], rtol=0, atol=1e-5)
     else:
         assert posteriors.attention is None
+
+
+@pytest.mark.parametrize(("encoder", "attention"), [("srupp", False), ("transformer", True)])
+def test_views_of_a_batch_are_recognised_with_the_same_tokens(encoder, attention):
+    model = recognizer(encoder, attention).eval()
+    wavs, lengths = pad([torch.randn(3200), torch.randn(1600)])
+    tokens = torch.tensor([[1, 3, 4], [1, 5, 0]])
+    once = model(wavs, lengths, tokens)
+    thrice = model(wavs, lengths, tokens, augment=Views(3))
+    for found, expected in zip(thrice, once, strict=True):
+        if expected is not None:
+            repeated = expected.repeat(3, *[1] * (expected.dim() - 1))
+            torch.testing.assert_close(found, repeated, rtol=0, atol=1e-5)
 
 
 def test_posteriors_are_float32_under_autocast():
