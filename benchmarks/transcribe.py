@@ -8,8 +8,11 @@ Of a trained joint CTC/attention model and a manifest of its language:
 - with ``--peer``, files per second beside a loop over SpeechBrain's ``transcribe_file``, one call
   for each file, same texts: with the same folder, whose search is ours, and with SpeechBrain's
   own search in the same model;
-- one long recording, the manifest's with silence between them, transcribed whole (cut at pauses)
-  and as the recordings themselves: word errors of both;
+- long recordings, the manifest's with pauses between them, transcribed whole (cut at pauses) and as
+  the recordings themselves: word errors of both. Pauses are digital silence, noise with the
+  spectrum of each recording's own background, or white noise. A model's errors depend on where its
+  frames begin, by as much as on the cutting, so both are means of several draws, of the pauses and
+  of up to 30 ms that recordings begin later;
 - peak memory, in a fresh process, while an hour and three hours of the same are transcribed from
   disk, beyond what the loaded model needs.
 
@@ -25,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -41,7 +44,9 @@ from sru_asr.score import WordErrorRate
 from sru_asr.transcribe import Transcriber
 
 MIB = 2**20
-SILENCE = (0.5, 1.5)  # seconds between utterances, drawn evenly
+PAUSE = (0.5, 1.5)  # seconds between utterances, drawn evenly
+PAUSES = ("silence", "background", "white noise")
+LATER = 0.03  # seconds that recordings begin later, at most
 DECODERS = {"greedy": {"decoder": "greedy"}, "joint beam 10": {"decoder": "joint", "beam_size": 10}}
 
 
@@ -57,7 +62,7 @@ class Row:
     def line(self) -> str:
         """As it stands in the table."""
         return (
-            f"{self.name:66} {self.value:10.4g}  {self.goal:>8}  {'met' if self.met else 'missed'}"
+            f"{self.name:76} {self.value:10.4g}  {self.goal:>8}  {'met' if self.met else 'missed'}"
         )
 
 
@@ -83,16 +88,38 @@ def timed(call: Callable[[], object], repeats: int) -> dict[str, list[float]]:
     return samples
 
 
+def pause(kind: str, signal: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """So many samples of what may stand between two recordings, as quiet as the first's pauses."""
+    if kind == "silence":
+        return np.zeros(count, np.float32)
+    frames = signal[: len(signal) // 160 * 160].reshape(-1, 160)
+    power = np.square(frames).mean(1)
+    noise = generator.standard_normal(count)
+    if kind == "background":
+        quiet = frames[power <= np.percentile(power, 20)] * np.hanning(160)
+        spectrum = np.sqrt(np.square(np.abs(np.fft.rfft(quiet))).mean(0))
+        frequencies = np.linspace(0, 1, count // 2 + 1)
+        gains = np.interp(frequencies, np.linspace(0, 1, len(spectrum)), spectrum)
+        noise = np.fft.irfft(np.fft.rfft(noise) * gains, count)
+        noise /= np.sqrt(np.square(noise).mean())
+    return (noise * np.sqrt(np.percentile(power, 10))).astype(np.float32)
+
+
 def joined(
-    utterances: Sequence[Utterance], rate: int, seconds: float | None = None
+    utterances: Sequence[Utterance],
+    rate: int,
+    kind: str = "silence",
+    draw: int = 0,
+    seconds: float | None = None,
 ) -> Iterator[np.ndarray]:
-    """The utterances with silence after each, once or until there are so many seconds."""
-    generator = np.random.default_rng(0)
+    """The utterances with a pause after each, once or until there are so many seconds."""
+    generator = np.random.default_rng(draw)
     count, end = 0, None if seconds is None else round(seconds * rate)
     while True:
         for utterance in utterances:
-            pause = round(generator.uniform(*SILENCE) * rate)
-            part = np.pad(read_audio(utterance.wav, rate).numpy(), (0, pause))
+            signal = read_audio(utterance.wav, rate).numpy()
+            length = round(generator.uniform(*PAUSE) * rate)
+            part = np.concatenate([signal, pause(kind, signal, length, generator)])
             part = part[: None if end is None else end - count]
             yield part
             count += len(part)
@@ -168,26 +195,33 @@ def _speechbrain(args: argparse.Namespace, own_search: bool) -> Callable[[str], 
 def errors(
     utterances: Sequence[Utterance], args: argparse.Namespace
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Word errors of one long recording and of what it was made of."""
-    rows, found = [], {}
+    """Word errors of long recordings and of what they were made of."""
+    rows: list[Row] = []
+    found: dict[str, Any] = {}
+    references = [utterance.wrd for utterance in utterances]
     for name, options in DECODERS.items():
         transcriber = Transcriber(args.model, args.device, **options)
-        by_hand = transcriber.transcribe([utterance.wav for utterance in utterances])
-        signal = np.concatenate(list(joined(utterances, transcriber.sample_rate)))
-        whole = transcriber.transcribe(signal)
-        references = [utterance.wrd for utterance in utterances]
-        scores = {
-            "cut by hand": _score([one.text for one in by_hand], references),
-            "long": _score([whole.text], [" ".join(references)]),
-        }
-        found[name] = {
-            "audio_seconds": whole.duration,
-            "windows": len(whole.segments),
-            **{label: asdict(score) for label, score in scores.items()},
-        }
-        difference = scores["long"].wer - scores["cut by hand"].wer
-        title = f"WER of the long recording - cut by hand, {name}"
-        rows.append(at_most(f"{title} ({scores['long'].wer:.2f} %)", difference, 0.5))
+        rate = transcriber.sample_rate
+        signals = [read_audio(utterance.wav, rate).numpy() for utterance in utterances]
+        by_hand = []
+        for draw in range(args.draws):
+            later = np.random.default_rng(draw).integers(0, round(LATER * rate), len(signals))
+            cut = [signal[first:] for signal, first in zip(signals, later, strict=True)]
+            texts = [one.text for one in transcriber.transcribe(cut)]
+            by_hand.append(asdict(_score(texts, references)))
+        found[name] = {"cut by hand": by_hand}
+        for kind in PAUSES:
+            long = []
+            for draw in range(args.draws):
+                signal = np.concatenate(list(joined(utterances, rate, kind, draw)))
+                whole = transcriber.transcribe(signal)
+                score = asdict(_score([whole.text], [" ".join(references)]))
+                long.append({"windows": len(whole.segments), **score})
+            found[name][kind] = long
+            wer = fmean(each["wer"] for each in long)
+            difference = wer - fmean(each["wer"] for each in by_hand)
+            title = f"WER of long recordings - cut by hand, {kind}, {name} ({wer:.2f} %)"
+            rows.append(at_most(title, difference, 0.5))
     return rows, found
 
 
@@ -227,7 +261,7 @@ def hours(
         for length in args.hours:
             path = f"{folder}/{length:g}h.flac"
             with soundfile.SoundFile(path, "w", 16000, 1) as file:
-                for part in joined(utterances, 16000, 3600 * length):
+                for part in joined(utterances, 16000, seconds=3600 * length):
                     file.write(part)
             used = in_fresh_process(args.device, memory, path, args)
             found[f"{length:g} h"] = used
@@ -245,9 +279,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     p.add_argument("--hours", type=float, nargs="*", default=[1, 3], help="long recordings")
     p.add_argument("--peer", type=int, default=0, help="files for SpeechBrain's loop")
     p.add_argument("--repeats", type=int, default=3, help="samples of each time")
+    p.add_argument("--draws", type=int, default=4, help="of pauses in long recordings")
     args = p.parse_args(arguments)
     if args.quick:
-        args.repeats, args.hours = 1, [0.02]
+        args.repeats, args.draws, args.hours = 1, 1, [0.02]
     utterances = check_manifest(args.csv, args.data_root)
     rows: list[Row] = []
     found: dict[str, Any] = {}
