@@ -97,7 +97,7 @@ OPTIONAL = {
     "fea_augment",
     "concatenation",  # a collate function
     "averaged_checkpoints",
-    "ngram",  # order, path: estimated from the training transcripts
+    "ngram",  # order, path: estimated from the training transcripts, and of text_file if given
     "search",  # of the scores: score_<split>.json
     "searches",  # further ones: score_<split>_<name>.json
 }
@@ -525,12 +525,41 @@ def alignable(hparams: dict[str, Any], utterances: Sequence[Utterance]) -> list[
     return kept
 
 
-def estimate_ngram(texts: list[str], order: int, path: str) -> None:
-    """Estimate a word n-gram from the training transcripts, unless it is there."""
+def estimate_ngram(texts: list[str], order: int, path: str, text_file: str | None = None) -> None:
+    """Estimate a word n-gram, unless it is there.
+
+    Parameters
+    ----------
+    texts : list of str
+        The training transcripts.
+    order : int
+        Words that an n-gram counts.
+    path : str
+        The ARPA file.
+    text_file : str, optional
+        More texts of the kind, a sentence on each line.
+
+    Raises
+    ------
+    RecipeError
+        When ``text_file`` cannot be read, or has no text.
+    """
     from sru_asr.decode.ngram import NGram
 
-    if not Path(path).exists():
-        NGram.estimate(texts, order).write_arpa(path)
+    if Path(path).exists():
+        return
+    if text_file is not None:
+        try:
+            lines = Path(text_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"ngram: text_file {text_file} cannot be read: {error}") from None
+        more = [" ".join(line.split()) for line in lines if line.strip()]
+        if not more:
+            raise RecipeError(
+                f"ngram: text_file {text_file}: found no text, expected a sentence on each line"
+            )
+        texts = [*texts, *more]
+    NGram.estimate(texts, order).write_arpa(path)
 
 
 def note_training(

@@ -9,13 +9,16 @@ A comma marks where speakers like to pause; it is no part of the sentence.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from string import ascii_uppercase
 
 import numpy as np
 from names import NAMES
 
+from sru_asr.files import write_atomically
 from sru_asr.synthetic.grammar import NAME, Rule, expand
 
 INVENTED = 0.5
@@ -226,6 +229,23 @@ def sample(rng: np.random.Generator) -> str:
     'V I E R'
     """
     return expand("<sentence>", RULES, rng)
+
+
+def write_sentences(path: str | os.PathLike[str], count: int, seed: int = 0) -> None:
+    """Write sentences as transcripts have them, one on each line: text for a language model.
+
+    Parameters
+    ----------
+    path : str or path
+        The text file.
+    count : int
+        Sentences; the same sentence may come several times, as short ones do in speech.
+    seed : int
+        What they follow from, together with the rules.
+    """
+    rng = np.random.default_rng(seed)
+    words = (sample(rng).replace(",", " ").split() for _ in range(count))
+    write_atomically(Path(path), "".join(" ".join(line) + "\n" for line in words))
 
 
 # What espeak-ng would not say as most Americans do: it takes a lone "a" for the article, and

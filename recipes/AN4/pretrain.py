@@ -10,6 +10,7 @@ Any of AN4's YAMLs will do; the corpus is made first, where it is not there yet:
 
 from pathlib import Path
 
+from census import write_sentences
 from pronunciations import copy_lexicon
 from synthetic import prepare_synthetic
 
@@ -24,7 +25,8 @@ def prepare(hparams: dict) -> None:
     for split in ("train", "valid"):
         write_manifest(hparams[f"{split}_csv"], read_manifest(Path(folder, f"{split}.csv")))
     copy_lexicon(hparams["save_folder"])
+    write_sentences(hparams["sentences_file"], hparams["num_sentences"])
 
 
 if __name__ == "__main__":
-    main(prepare, corpus_options={"download", "num_valid_speakers"})
+    main(prepare, {"download", "num_valid_speakers", "num_sentences", "sentences_file"})

@@ -1,5 +1,6 @@
 """Train a recogniser on AN4: ``python recipes/AN4/train.py HPARAMS --data_folder=DIR``."""
 
+from census import write_sentences
 from prepare import download_an4, prepare_an4
 from pronunciations import copy_lexicon
 
@@ -16,7 +17,8 @@ def prepare(hparams: dict) -> None:
         valid_speakers=hparams["num_valid_speakers"],
     )
     copy_lexicon(hparams["save_folder"])
+    write_sentences(hparams["sentences_file"], hparams["num_sentences"])
 
 
 if __name__ == "__main__":
-    main(prepare, corpus_options={"download", "num_valid_speakers"})
+    main(prepare, {"download", "num_valid_speakers", "num_sentences", "sentences_file"})

@@ -132,6 +132,14 @@ def test_most_sentences_of_an4_belong_to_the_grammar_though_few_are_drawn():
     assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
 
 
+def test_sentences_for_a_language_model_are_as_transcripts_are(tmp_path: Path) -> None:
+    census.write_sentences(tmp_path / "new" / "sentences.txt", 300, seed=3)
+    text = (tmp_path / "new" / "sentences.txt").read_text(encoding="utf-8")
+    expected = [" ".join(sentence.replace(",", "").split()) for sentence in sentences(300, seed=3)]
+    assert text.splitlines() == expected
+    assert set(text.split()) <= census.vocabulary()
+
+
 def test_half_of_the_names_are_invented_from_the_listed_ones():
     rng = np.random.default_rng(0)
     rule = census.spelled(NAMES["town"])

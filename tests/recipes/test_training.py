@@ -22,6 +22,7 @@ import torch
 from recipe_runs import ENVIRONMENT, ROOT, SMALL_COMMANDS, recipe, run
 
 from sru_asr import ConvSubsampling, training
+from sru_asr.decode.ngram import NGram
 from sru_asr.lexicon import Lexicon
 from sru_asr.manifest import Utterance, read_manifest, write_manifest
 from sru_asr.plot import read_train_log
@@ -454,6 +455,26 @@ def test_the_ngram_of_the_training_transcripts(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     training.estimate_ngram(["STOP"], 2, str(path))
     assert path.stat().st_mtime_ns == before
+
+
+def test_the_ngram_learns_from_more_texts(tmp_path: Path) -> None:
+    path, more = tmp_path / "ngram.arpa", tmp_path / "more.txt"
+    more.write_text("GO  WEST\n\nSTOP\n", encoding="utf-8")
+    training.estimate_ngram(["GO NORTH"], 2, str(path), str(more))
+    expected = NGram.estimate(["GO NORTH", "GO WEST", "STOP"], 2)
+    found = NGram.read_arpa(path)
+    assert found.vocabulary == expected.vocabulary
+    assert found.log_prob("WEST", ["GO"]) == pytest.approx(expected.log_prob("WEST", ["GO"]))
+
+
+@pytest.mark.parametrize(("content", "found"), [(None, "cannot be read"), (b" \n", "no text")])
+def test_texts_that_are_none_are_named(tmp_path: Path, content: bytes | None, found: str) -> None:
+    more = tmp_path / "more.txt"
+    if content is not None:
+        more.write_bytes(content)
+    with pytest.raises(training.RecipeError, match=rf"text_file .*more\.txt.* {found}"):
+        training.estimate_ngram(["GO"], 2, str(tmp_path / "ngram.arpa"), str(more))
+    assert not (tmp_path / "ngram.arpa").exists()
 
 
 @pytest.mark.slow
