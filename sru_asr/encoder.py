@@ -49,6 +49,8 @@ class SRUEncoder(nn.Module):
         Steps to each side that attention sees; the whole sequence by default. With a window, time
         grows with T, not its square, in training too, and inference on the CPU goes along time
         block by block: beyond input and output it needs little more than a layer's output.
+    conv_kernel : int
+        Steps that a depthwise convolution inside the projection sees, odd; 0 for none.
 
     Attributes
     ----------
@@ -84,6 +86,7 @@ class SRUEncoder(nn.Module):
         recompute: bool | str = "auto",
         output_hidden_states: bool = False,
         attention_window: int | None = None,
+        conv_kernel: int = 0,
     ) -> None:
         super().__init__()
         sizes = {
@@ -115,6 +118,7 @@ class SRUEncoder(nn.Module):
                 highway_bias=highway_bias,
                 recompute=recompute,
                 window=attention_window,
+                conv_kernel=conv_kernel,
             )
             for i in range(num_layers)
         )

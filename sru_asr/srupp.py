@@ -19,13 +19,15 @@ class AttentiveProjection(nn.Module):
     ::
 
         z = W1 x
+        z = z + conv(z)
         k, v = W2 z ;  a = softmax(z k^T / sqrt(d_head)) v
         u = W3 LayerNorm(z + alpha * a)
 
     ``alpha`` is one learned scalar, initially 0, so training starts from the recurrence alone.
     There is no positional encoding: the recurrence carries order. Without attention ``a = 0``.
     Lei, "When Attention Meets Fast Recurrence: Training Language Models with Reduced Compute",
-    EMNLP 2021, section 3.
+    EMNLP 2021, section 3. The convolution is ours, and optional: over time, of each dimension by
+    itself, initially 0. The paper has none.
 
     Parameters
     ----------
@@ -42,6 +44,8 @@ class AttentiveProjection(nn.Module):
     window : int, optional
         Steps to each side that attention sees; all by default. Inference then goes along time block
         by block, and needs no memory for more than a block beyond input and output.
+    conv_kernel : int
+        Steps that the convolution sees, odd; 0 for none.
 
     Examples
     --------
@@ -59,8 +63,11 @@ class AttentiveProjection(nn.Module):
         num_heads: int = 1,
         dropout: float = 0.0,
         window: int | None = None,
+        conv_kernel: int = 0,
     ) -> None:
         super().__init__()
+        if conv_kernel and (conv_kernel < 0 or conv_kernel % 2 == 0):
+            raise ValueError(f"conv_kernel must be odd, or 0 for none, got {conv_kernel}")
         if window is not None and window < 1:
             raise ValueError(f"attention_window must be 1 step or more, or None, got {window}")
         if num_heads and projection_size % num_heads:
@@ -71,7 +78,18 @@ class AttentiveProjection(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.window = window
+        self.reach = conv_kernel // 2  # steps to each side that the convolution sees
         self.down = nn.Linear(input_size, projection_size, bias=False)
+        if conv_kernel:
+            self.conv = nn.Conv2d(
+                projection_size,
+                projection_size,
+                (conv_kernel, 1),
+                padding=(self.reach, 0),
+                groups=projection_size,
+                bias=False,
+            )
+        self.has_conv = conv_kernel > 0
         self.norm = nn.LayerNorm(projection_size)
         self.up = nn.Linear(projection_size, output_size, bias=False)
         if num_heads:
@@ -80,11 +98,13 @@ class AttentiveProjection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw Xavier-uniform matrices and start without attention."""
+        """Draw Xavier-uniform matrices and start without attention and convolution."""
         for module in self.children():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         self.norm.reset_parameters()
+        if self.has_conv:
+            nn.init.zeros_(self.conv.weight)
         if self.num_heads:
             nn.init.zeros_(self.alpha)
 
@@ -94,7 +114,7 @@ class AttentiveProjection(nn.Module):
         Parameters
         ----------
         x : Tensor, shape (T, B, input_size)
-            Input; padded steps must be finite.
+            Input; padded steps must be finite, and 0 where there is a convolution.
         attend : Tensor of bool, broadcastable to (B, heads, T, T), optional
             True where a step may look; everywhere by default. With a window, (B, 1, 1, T).
 
@@ -109,7 +129,7 @@ class AttentiveProjection(nn.Module):
         steps, batch, _ = x.shape
         if self.window is None or torch.is_grad_enabled() or recorded():
             return self._attend(x, attend)
-        reach = self.window if self.num_heads else 0
+        reach = (self.window if self.num_heads else 0) + self.reach
         size = max(ATTEND_ROWS // max(1, batch), 4 * reach)
         if steps <= size:
             return self._attend(x, attend)
@@ -126,7 +146,20 @@ class AttentiveProjection(nn.Module):
 
     def _attend(self, x: Tensor, attend: Tensor | None) -> Tensor:
         z = self.down(x)
+        if self.has_conv and z.numel():  # of no step there is no convolution
+            z = z + self.convolve(z)
         return self.norm(self._mix(z, self.key_value(z), attend) if self.num_heads else z)
+
+    def convolve(self, z: Tensor) -> Tensor:
+        """What the convolution adds to z, shape (T, B, d')."""
+        if recorded():
+            # Inductor (PyTorch 2.11) cannot differentiate the below for any length; this it fuses.
+            padded = F.pad(z, (0, 0, 0, 0, self.reach, self.reach))
+            taps = self.conv.weight[:, 0, :, 0].T
+            terms = [padded.narrow(0, i, z.shape[0]) * tap for i, tap in enumerate(taps)]
+            return sum(terms[1:], terms[0])
+        # As an image of T by B pixels: depthwise, over T alone, and no number is moved.
+        return self.conv(z[None].permute(0, 3, 1, 2))[0].permute(1, 2, 0)
 
     def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Project one more step of sequences whose earlier steps were projected before.
@@ -148,6 +181,8 @@ class AttentiveProjection(nn.Module):
         """
         if self.window is not None:
             raise ValueError("a layer with an attention window cannot go on step by step")
+        if self.has_conv:
+            raise ValueError("a layer with a convolution cannot go on step by step: it looks ahead")
         z = self.down(x)
         if self.num_heads:
             past = torch.cat([past, self.key_value(z)])
@@ -198,12 +233,19 @@ class SRUppLayer(nn.Module):
         highway_bias: float = -2.0,
         recompute: bool | str = "auto",
         window: int | None = None,
+        conv_kernel: int = 0,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
         lanes = 3 if input_size == width else 4
         self.project = AttentiveProjection(
-            input_size, projection_size, lanes * width, num_heads, attention_dropout, window
+            input_size,
+            projection_size,
+            lanes * width,
+            num_heads,
+            attention_dropout,
+            window,
+            conv_kernel,
         )
         self.recurrence = Recurrence(
             hidden_size,
@@ -231,7 +273,7 @@ class SRUppLayer(nn.Module):
         Parameters
         ----------
         x : Tensor, shape (T, B, input_size)
-            Input; padded steps must be finite.
+            Input; padded steps must be finite, and 0 where there is a convolution.
         c0 : Tensor, shape (B, D), optional
             State before the first step.
         lengths : integer Tensor, shape (B,), optional

@@ -53,9 +53,9 @@ def test_shapes(bidirectional, batch, steps, with_lengths):
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -1e30])
 @pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [5, 2, 4, 0]], ids=str)
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_sequence_gives_the_same_alone_and_in_a_batch(garbage, lengths, bidirectional):
-    encoder = build(bidirectional=bidirectional)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": False}, {"conv_kernel": 5}], ids=str)
+def test_a_sequence_gives_the_same_alone_and_in_a_batch(garbage, lengths, options):
+    encoder = build(**options)
     data = torch.randn(4, 6, 3, dtype=torch.float64)
     for b, n in enumerate(lengths):
         data[b, n:] = garbage
@@ -77,8 +77,9 @@ def test_a_sequence_gives_the_same_alone_and_in_a_batch(garbage, lengths, bidire
         torch.testing.assert_close(together, parameter.grad)
 
 
-def test_only_real_steps_of_the_same_sequence_have_an_effect():
-    encoder = build()
+@pytest.mark.parametrize("conv_kernel", [0, 5])
+def test_only_real_steps_of_the_same_sequence_have_an_effect(conv_kernel):
+    encoder = build(conv_kernel=conv_kernel)
     x, lengths = torch.randn(3, 6, 3, dtype=torch.float64), torch.tensor([1.0, 0.5, 0.5])
     expected = encoder(x, lengths)
     changed = x.clone()
@@ -254,6 +255,8 @@ def short_blocks(monkeypatch):
     [
         ({}, None),
         ({"attention_every": 2}, [1.0, 0.35, 0.0]),
+        ({"attention_every": 2, "conv_kernel": 7}, [1.0, 0.35, 0.0]),
+        ({"conv_kernel": 3}, None),
         ({"bidirectional": False, "attention_window": 9}, [1.0, 0.35, 0.0]),
     ],
     ids=str,
@@ -292,8 +295,9 @@ def test_no_output_that_somebody_has_seen_is_written_over():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("window", "with_lengths"), [(None, True), (None, False), (3, True)])
-def test_compiles_once_into_one_graph(window, with_lengths):
-    encoder = build(attention_window=window).float()
+@pytest.mark.parametrize("conv_kernel", [0, 5])
+def test_compiles_once_into_one_graph(window, with_lengths, conv_kernel):
+    encoder = build(attention_window=window, conv_kernel=conv_kernel).float()
     compiled = torch.compile(encoder, fullgraph=True, dynamic=True)
     for batch, steps in ((2, 40), (3, 50), (4, 150)):  # 32 steps or fewer are another graph
         x, lengths = torch.randn(batch, steps, 3), torch.rand(batch) if with_lengths else None

@@ -44,9 +44,9 @@ def test_speechbrain_layer():
         torch.testing.assert_close(graph(x=x), sru(x))
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_encoder(window):
-    encoder = trained(SRUEncoder(5, 4, 2, 6, 2, attention_window=window))
+@pytest.mark.parametrize(("window", "conv_kernel"), [(None, 0), (6, 0), (None, 5), (6, 5)])
+def test_encoder(window, conv_kernel):
+    encoder = trained(SRUEncoder(5, 4, 2, 6, 2, attention_window=window, conv_kernel=conv_kernel))
     graph = export_graph(encoder).module()
     for batch, steps in SIZES:
         inputs = encoder_inputs(batch, steps)
@@ -68,7 +68,7 @@ print("agrees")
 
 @pytest.mark.slow
 def test_package_runs_without_our_modules(tmp_path):
-    encoder = trained(SRUEncoder(5, 4, 2, 6, 2))
+    encoder = trained(SRUEncoder(5, 4, 2, 6, 2, conv_kernel=3))
     program = export_graph(encoder)
     torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "encoder.pt2"))
     sizes = [*SIZES, (1, 1), (1, 40)]

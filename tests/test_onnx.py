@@ -89,9 +89,10 @@ def test_chunks_go_on_where_the_last_ended(tmp_path):
 
 
 @needs_kernels
-@pytest.mark.parametrize("window", [None, 6])
-def test_encoder(window, tmp_path):
-    encoder = trained(SRUEncoder(5, 4, 3, 6, 2, attention_every=2, attention_window=window))
+@pytest.mark.parametrize(("window", "conv_kernel"), [(None, 0), (6, 0), (None, 5), (6, 5)])
+def test_encoder(window, conv_kernel, tmp_path):
+    options = {"attention_window": window, "conv_kernel": conv_kernel}
+    encoder = trained(SRUEncoder(5, 4, 3, 6, 2, attention_every=2, **options))
     export_onnx(encoder, tmp_path / "encoder.onnx")
     for batch, steps in SIZES:
         lengths = lengths_of(batch, steps)

@@ -12,6 +12,14 @@ from sru_asr.srupp import AttentiveProjection, SRUppLayer
 def written_out(project, x, visible):
     """The projection as the docstring has it; x (T, F), visible: how many steps may be seen."""
     z = x @ project.down.weight.T
+    if project.has_conv:
+        taps, before = project.conv.weight[:, 0, :, 0].T, project.reach
+        z = z + sum(
+            torch.stack([tap * z[s] if 0 <= s < len(z) else 0 * tap for s in shifted])
+            for tap, shifted in (
+                (taps[i], range(i - before, i - before + len(z))) for i in range(len(taps))
+            )
+        )
     if project.num_heads:
         width = z.shape[1]
         keys, values = (z @ matrix.T for matrix in project.key_value.weight.split(width))
@@ -29,9 +37,10 @@ def written_out(project, x, visible):
     return z @ project.up.weight.T
 
 
+@pytest.mark.parametrize("conv_kernel", [0, 1, 3, 17])
 @pytest.mark.parametrize("num_heads", [0, 1, 2, 6])
-def test_projection_is_an_explicit_softmax(num_heads):
-    project = AttentiveProjection(5, 6, 12, num_heads).double()
+def test_projection_is_an_explicit_softmax(num_heads, conv_kernel):
+    project = AttentiveProjection(5, 6, 12, num_heads, conv_kernel=conv_kernel).double()
     with torch.no_grad():
         for parameter in project.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.5)
@@ -39,6 +48,8 @@ def test_projection_is_an_explicit_softmax(num_heads):
             project.alpha.fill_(1)
     x = torch.randn(7, 3, 5, dtype=torch.float64)
     lengths = (7, 4, 1)
+    for b, n in enumerate(lengths):
+        x[n:, b] = 0
     attend = torch.arange(7) < torch.tensor(lengths)[:, None]
     everywhere, masked = project(x), project(x, attend[:, None, None, :])
     for b, n in enumerate(lengths):
@@ -57,10 +68,29 @@ def test_layer_starts_as_the_one_without_attention():
     assert not torch.allclose(attentive(x)[0], plain(x)[0])
 
 
-def test_attention_can_leave_its_starting_point():
-    layer = SRUppLayer(6, 4, 4)
+def test_layer_starts_as_the_one_without_convolution():
+    wide, plain = SRUppLayer(6, 4, 4, conv_kernel=5), SRUppLayer(6, 4, 4)
+    missing, unexpected = plain.load_state_dict(wide.state_dict(), strict=False)
+    assert not missing and unexpected == ["project.conv.weight"]
+    x = torch.randn(5, 2, 6)
+    assert torch.equal(wide(x)[0], plain(x)[0])
+    torch.nn.init.ones_(wide.project.conv.weight)
+    assert not torch.allclose(wide(x)[0], plain(x)[0])
+
+
+def test_attention_and_convolution_can_leave_their_starting_point():
+    layer = SRUppLayer(6, 4, 4, conv_kernel=3)
     layer(torch.randn(5, 2, 6))[0].square().sum().backward()
     assert layer.project.alpha.grad.abs() > 0
+    assert layer.project.conv.weight.grad.ne(0).all()
+
+
+@pytest.mark.parametrize("conv_kernel", [-3, 2])
+def test_a_convolution_has_a_middle(conv_kernel):
+    with pytest.raises(
+        ValueError, match=f"conv_kernel must be odd, or 0 for none, got {conv_kernel}"
+    ):
+        AttentiveProjection(5, 6, 12, conv_kernel=conv_kernel)
 
 
 @pytest.mark.parametrize("lanes", [3, 4])
@@ -79,10 +109,13 @@ def test_layer_is_the_recurrence_of_its_projection(lanes, bidirectional):
     assert torch.equal(h, expected_h) and torch.equal(c_n, expected_c_n)
 
 
-def test_gradients():
-    layer = SRUppLayer(3, 2, 4, num_heads=2).double()
+@pytest.mark.parametrize("conv_kernel", [0, 3])
+def test_gradients(conv_kernel):
+    layer = SRUppLayer(3, 2, 4, num_heads=2, conv_kernel=conv_kernel).double()
     with torch.no_grad():
         layer.project.alpha.fill_(0.7)
+        if conv_kernel:
+            layer.project.conv.weight.normal_()
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*layer.named_parameters(), strict=True)
     attend = torch.tensor([[True, True, True], [True, False, False]])[:, None, None]
@@ -179,6 +212,12 @@ def test_step_by_step_is_the_causal_whole(num_heads, input_size):
 def test_a_bidirectional_layer_has_no_next_step():
     with pytest.raises(ValueError, match="bidirectional"):
         SRUppLayer(6, 4, 4).extend(torch.zeros(1, 2, 6), torch.zeros(2, 8), torch.zeros(0, 2, 8))
+
+
+def test_a_convolution_has_no_next_step():
+    layer = SRUppLayer(6, 4, 4, bidirectional=False, conv_kernel=3)
+    with pytest.raises(ValueError, match="convolution"):
+        layer.extend(torch.zeros(1, 2, 6), torch.zeros(2, 4), torch.zeros(0, 2, 8))
 
 
 def test_a_window_has_no_next_step():
