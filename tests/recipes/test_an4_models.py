@@ -20,7 +20,7 @@ def test_model_is_the_readmes_and_learns(name: str, tmp_path: Path) -> None:
     hparams = load_hparams(
         str(ROOT / f"hparams/an4/{name}.yaml"),
         f"data_folder: {tmp_path}\noutput_folder: {tmp_path}",
-        {"download", "num_valid_speakers"},
+        {"download", "num_valid_speakers", "num_sentences", "sentences_file"},
     )
     model = hparams["model"]
     parameters = sum(parameter.numel() for parameter in model.parameters())

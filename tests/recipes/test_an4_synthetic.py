@@ -332,8 +332,11 @@ def test_training_gets_manifests_of_its_own(corpus, tmp_path):
         "save_folder": tmp_path / "save",
         "train_csv": tmp_path / "save" / "train.csv",
         "valid_csv": tmp_path / "save" / "valid.csv",
+        "num_sentences": 50,
+        "sentences_file": tmp_path / "save" / "sentences.txt",
     }
     pretrain.prepare(hparams)
+    assert len(hparams["sentences_file"].read_text().splitlines()) == 50
     for split in ("train", "valid"):
         written = hparams[f"{split}_csv"].read_bytes()
         assert written == (corpus / f"{split}.csv").read_bytes()
