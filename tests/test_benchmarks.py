@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -314,9 +315,16 @@ def test_transcribing_is_measured_with_any_joint_model(monkeypatch, tmp_path, ca
     transcribe.main([str(model), "--csv", str(tmp_path / "test.csv"), *options])
     record = json.loads((tmp_path / "transcribe_cpu.json").read_text())
     names = [figure["name"] for figure in record["figures"]]
-    assert len(names) == 11 and all(figure["goal"] for figure in record["figures"])
+    assert len(set(names)) == 15 and all(figure["goal"] for figure in record["figures"])
     assert record["speed"]["peer"]["files"] == 2
-    assert record["errors"]["greedy"]["long"]["words"] == 8
+    for score in record["errors"]["greedy"].values():
+        assert [draw["words"] for draw in score] == [8]
+    assert record["errors"]["greedy"].keys() == {"cut by hand", *transcribe.PAUSES}
+    signal, generator = np.random.default_rng(0).normal(0, 0.1, 16000), np.random.default_rng(1)
+    for kind, power in {"silence": 0, "background": 0.01, "white noise": 0.01}.items():
+        quiet = transcribe.pause(kind, signal, 8000, generator)
+        assert quiet.shape == (8000,) and quiet.dtype == np.float32
+        assert np.square(quiet).mean() == pytest.approx(power, rel=0.25)
     assert record["hours"]["0.02 h"]["audio_seconds"] == 72
     printed = capsys.readouterr().out
     assert (tmp_path / "transcribe_cpu.txt").read_text() in printed
