@@ -116,7 +116,12 @@ class SpeechRecognitionBrain(sb.Brain):
             reduction="batchmean",  # as the attention loss: both count whole utterances
         )
         if views > 1:
-            weight = self.hparams.consistency_weight
+            weight = getattr(self.hparams, "consistency_weight", None)
+            if weight is None:
+                raise ValueError(
+                    f"consistency_weight: found none, but fea_augment makes {views} views of each "
+                    "utterance; expected a number, such as 0.2"
+                )
             loss = loss + weight * consistency_loss(log_probs, lengths, views)
         return loss
 

@@ -91,3 +91,5 @@ def test_views_share_targets_and_are_held_together() -> None:
     )
     expected = apart + 0.5 * 0.2 * (0.7 * final + 0.3 * intermediate)
     assert found == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="consistency_weight: found none.* 2 views"):
+        objective(together, batch, **options)
