@@ -52,6 +52,8 @@ RECORDINGS = {"train": "wav/an4_clstk", "test": "wav/an4test_clstk"}
 # In order of preference, where a corpus has the same recording several times.
 SUFFIXES = (".flac", ".wav", ".sph")
 
+# Keys of the YAMLs that only the preparation reads, here or in census.py.
+CORPUS_OPTIONS = {"download", "num_valid_speakers", "num_sentences", "sentences_file"}
 VALID_SPEAKERS = 8
 SEED = 0
 

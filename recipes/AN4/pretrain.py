@@ -11,6 +11,7 @@ Any of AN4's YAMLs will do; the corpus is made first, where it is not there yet:
 from pathlib import Path
 
 from census import write_sentences
+from prepare import CORPUS_OPTIONS
 from pronunciations import copy_lexicon
 from synthetic import prepare_synthetic
 
@@ -29,4 +30,4 @@ def prepare(hparams: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(prepare, {"download", "num_valid_speakers", "num_sentences", "sentences_file"})
+    main(prepare, CORPUS_OPTIONS)

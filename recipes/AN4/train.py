@@ -1,7 +1,7 @@
 """Train a recogniser on AN4: ``python recipes/AN4/train.py HPARAMS --data_folder=DIR``."""
 
 from census import write_sentences
-from prepare import download_an4, prepare_an4
+from prepare import CORPUS_OPTIONS, download_an4, prepare_an4
 from pronunciations import copy_lexicon
 
 from sru_asr.training import main
@@ -21,4 +21,4 @@ def prepare(hparams: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(prepare, {"download", "num_valid_speakers", "num_sentences", "sentences_file"})
+    main(prepare, CORPUS_OPTIONS)
