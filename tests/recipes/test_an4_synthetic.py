@@ -324,7 +324,11 @@ def test_bad_input_is_one_clear_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_training_gets_manifests_of_its_own(corpus, tmp_path):
+def test_training_gets_manifests_of_its_own(corpus, tmp_path, monkeypatch):
+    # Another recipe's module may have the name already, and gets it back afterwards.
+    monkeypatch.setitem(sys.modules, "prepare", None)
+    del sys.modules["prepare"]
+    monkeypatch.syspath_prepend(RECIPE)
     import pretrain
 
     hparams = {
