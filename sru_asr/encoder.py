@@ -50,7 +50,9 @@ class SRUEncoder(nn.Module):
         grows with T, not its square, in training too, and inference on the CPU goes along time
         block by block: beyond input and output it needs little more than a layer's output.
     conv_kernel : int
-        Steps that a depthwise convolution inside the projection sees, odd; 0 for none.
+        Steps that a gated convolution inside the projection sees, odd; 0 for none.
+    conv_dropout : float
+        Dropout probability of what the convolution adds.
 
     Attributes
     ----------
@@ -87,6 +89,7 @@ class SRUEncoder(nn.Module):
         output_hidden_states: bool = False,
         attention_window: int | None = None,
         conv_kernel: int = 0,
+        conv_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {
@@ -103,6 +106,7 @@ class SRUEncoder(nn.Module):
             raise ValueError(f"attention_every must be 0 (none) or more, got {attention_every}")
         check_dropout(dropout)
         check_dropout(attention_dropout)
+        check_dropout(conv_dropout)
         self.input_size = input_size
         self.output_size = hidden_size * (2 if bidirectional else 1)
         self.output_hidden_states = output_hidden_states
@@ -119,6 +123,7 @@ class SRUEncoder(nn.Module):
                 recompute=recompute,
                 window=attention_window,
                 conv_kernel=conv_kernel,
+                conv_dropout=conv_dropout,
             )
             for i in range(num_layers)
         )

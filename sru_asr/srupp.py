@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sru_asr.attention import local_attention
 from sru_asr.blocks import recorded
+from sru_asr.convolution import GatedConvolution
 from sru_asr.recurrence import Recurrence
 
 ATTEND_ROWS = 4096  # steps times sequences that inference attends with at once, given a window
@@ -19,15 +20,15 @@ class AttentiveProjection(nn.Module):
     ::
 
         z = W1 x
-        z = z + conv(z)
+        z = z + conv(z)            with conv_kernel only
         k, v = W2 z ;  a = softmax(z k^T / sqrt(d_head)) v
         u = W3 LayerNorm(z + alpha * a)
 
     ``alpha`` is one learned scalar, initially 0, so training starts from the recurrence alone.
     There is no positional encoding: the recurrence carries order. Without attention ``a = 0``.
     Lei, "When Attention Meets Fast Recurrence: Training Language Models with Reduced Compute",
-    EMNLP 2021, section 3. The convolution is ours, and optional: over time, of each dimension by
-    itself, initially 0. The paper has none.
+    EMNLP 2021, section 3. The convolution, `sru_asr.convolution.GatedConvolution`, is not the
+    paper's.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ class AttentiveProjection(nn.Module):
         by block, and needs no memory for more than a block beyond input and output.
     conv_kernel : int
         Steps that the convolution sees, odd; 0 for none.
+    conv_dropout : float
+        Dropout probability of what the convolution adds.
 
     Examples
     --------
@@ -64,10 +67,9 @@ class AttentiveProjection(nn.Module):
         dropout: float = 0.0,
         window: int | None = None,
         conv_kernel: int = 0,
+        conv_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if conv_kernel and (conv_kernel < 0 or conv_kernel % 2 == 0):
-            raise ValueError(f"conv_kernel must be odd, or 0 for none, got {conv_kernel}")
         if window is not None and window < 1:
             raise ValueError(f"attention_window must be 1 step or more, or None, got {window}")
         if num_heads and projection_size % num_heads:
@@ -78,18 +80,10 @@ class AttentiveProjection(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.window = window
-        self.reach = conv_kernel // 2  # steps to each side that the convolution sees
         self.down = nn.Linear(input_size, projection_size, bias=False)
-        if conv_kernel:
-            self.conv = nn.Conv2d(
-                projection_size,
-                projection_size,
-                (conv_kernel, 1),
-                padding=(self.reach, 0),
-                groups=projection_size,
-                bias=False,
-            )
-        self.has_conv = conv_kernel > 0
+        self.conv = (
+            GatedConvolution(projection_size, conv_kernel, conv_dropout) if conv_kernel else None
+        )
         self.norm = nn.LayerNorm(projection_size)
         self.up = nn.Linear(projection_size, output_size, bias=False)
         if num_heads:
@@ -98,13 +92,13 @@ class AttentiveProjection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw Xavier-uniform matrices and start without attention and convolution."""
+        """Draw Xavier-uniform matrices and start without attention."""
         for module in self.children():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         self.norm.reset_parameters()
-        if self.has_conv:
-            nn.init.zeros_(self.conv.weight)
+        if self.conv is not None:
+            self.conv.reset_parameters()
         if self.num_heads:
             nn.init.zeros_(self.alpha)
 
@@ -129,7 +123,8 @@ class AttentiveProjection(nn.Module):
         steps, batch, _ = x.shape
         if self.window is None or torch.is_grad_enabled() or recorded():
             return self._attend(x, attend)
-        reach = (self.window if self.num_heads else 0) + self.reach
+        reach = self.window if self.num_heads else 0
+        reach += self.conv.reach if self.conv is not None else 0
         size = max(ATTEND_ROWS // max(1, batch), 4 * reach)
         if steps <= size:
             return self._attend(x, attend)
@@ -146,20 +141,9 @@ class AttentiveProjection(nn.Module):
 
     def _attend(self, x: Tensor, attend: Tensor | None) -> Tensor:
         z = self.down(x)
-        if self.has_conv and z.numel():  # of no step there is no convolution
-            z = z + self.convolve(z)
+        if self.conv is not None:
+            z = z + self.conv(z)
         return self.norm(self._mix(z, self.key_value(z), attend) if self.num_heads else z)
-
-    def convolve(self, z: Tensor) -> Tensor:
-        """What the convolution adds to z, shape (T, B, d')."""
-        if recorded():
-            # Inductor (PyTorch 2.11) cannot differentiate the below for any length; this it fuses.
-            padded = F.pad(z, (0, 0, 0, 0, self.reach, self.reach))
-            taps = self.conv.weight[:, 0, :, 0].T
-            terms = [padded.narrow(0, i, z.shape[0]) * tap for i, tap in enumerate(taps)]
-            return sum(terms[1:], terms[0])
-        # As an image of T by B pixels: depthwise, over T alone, and no number is moved.
-        return self.conv(z[None].permute(0, 3, 1, 2))[0].permute(1, 2, 0)
 
     def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Project one more step of sequences whose earlier steps were projected before.
@@ -181,7 +165,7 @@ class AttentiveProjection(nn.Module):
         """
         if self.window is not None:
             raise ValueError("a layer with an attention window cannot go on step by step")
-        if self.has_conv:
+        if self.conv is not None:
             raise ValueError("a layer with a convolution cannot go on step by step: it looks ahead")
         z = self.down(x)
         if self.num_heads:
@@ -234,6 +218,7 @@ class SRUppLayer(nn.Module):
         recompute: bool | str = "auto",
         window: int | None = None,
         conv_kernel: int = 0,
+        conv_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -246,6 +231,7 @@ class SRUppLayer(nn.Module):
             attention_dropout,
             window,
             conv_kernel,
+            conv_dropout,
         )
         self.recurrence = Recurrence(
             hidden_size,

@@ -70,8 +70,8 @@ class SRUTransformerASR(TransformerASR):
         Recompute states in the encoder's backward pass instead of keeping them all.
     attention_window : int, optional
         Steps to each side that the encoder's attention sees, as in `SRUEncoder`.
-    conv_kernel : int
-        Steps that a convolution inside the encoder's projections sees, as in `SRUEncoder`.
+    conv_kernel, conv_dropout
+        Convolution inside the encoder's projections, as in `SRUEncoder`.
 
     Raises
     ------
@@ -115,6 +115,7 @@ class SRUTransformerASR(TransformerASR):
         recompute: bool | str = "auto",
         attention_window: int | None = None,
         conv_kernel: int = 0,
+        conv_dropout: float = 0.0,
         **refused: Any,
     ) -> None:
         unknown = [name for name in refused if name not in ENCODER_OPTIONS]
@@ -169,6 +170,7 @@ class SRUTransformerASR(TransformerASR):
             recompute=recompute,
             attention_window=attention_window,
             conv_kernel=conv_kernel,
+            conv_dropout=conv_dropout,
         )
         self.encoder = MaskedEncoder(stack, d_model, output_hidden_states)
         self.input_size = input_size

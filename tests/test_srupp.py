@@ -12,14 +12,8 @@ from sru_asr.srupp import AttentiveProjection, SRUppLayer
 def written_out(project, x, visible):
     """The projection as the docstring has it; x (T, F), visible: how many steps may be seen."""
     z = x @ project.down.weight.T
-    if project.has_conv:
-        taps, before = project.conv.weight[:, 0, :, 0].T, project.reach
-        z = z + sum(
-            torch.stack([tap * z[s] if 0 <= s < len(z) else 0 * tap for s in shifted])
-            for tap, shifted in (
-                (taps[i], range(i - before, i - before + len(z))) for i in range(len(taps))
-            )
-        )
+    if project.conv is not None:
+        z = z + project.conv(z[:, None])[:, 0]  # written out in test_convolution.py
     if project.num_heads:
         width = z.shape[1]
         keys, values = (z @ matrix.T for matrix in project.key_value.weight.split(width))
@@ -68,29 +62,10 @@ def test_layer_starts_as_the_one_without_attention():
     assert not torch.allclose(attentive(x)[0], plain(x)[0])
 
 
-def test_layer_starts_as_the_one_without_convolution():
-    wide, plain = SRUppLayer(6, 4, 4, conv_kernel=5), SRUppLayer(6, 4, 4)
-    missing, unexpected = plain.load_state_dict(wide.state_dict(), strict=False)
-    assert not missing and unexpected == ["project.conv.weight"]
-    x = torch.randn(5, 2, 6)
-    assert torch.equal(wide(x)[0], plain(x)[0])
-    torch.nn.init.ones_(wide.project.conv.weight)
-    assert not torch.allclose(wide(x)[0], plain(x)[0])
-
-
-def test_attention_and_convolution_can_leave_their_starting_point():
-    layer = SRUppLayer(6, 4, 4, conv_kernel=3)
+def test_attention_can_leave_its_starting_point():
+    layer = SRUppLayer(6, 4, 4)
     layer(torch.randn(5, 2, 6))[0].square().sum().backward()
     assert layer.project.alpha.grad.abs() > 0
-    assert layer.project.conv.weight.grad.ne(0).all()
-
-
-@pytest.mark.parametrize("conv_kernel", [-3, 2])
-def test_a_convolution_has_a_middle(conv_kernel):
-    with pytest.raises(
-        ValueError, match=f"conv_kernel must be odd, or 0 for none, got {conv_kernel}"
-    ):
-        AttentiveProjection(5, 6, 12, conv_kernel=conv_kernel)
 
 
 @pytest.mark.parametrize("lanes", [3, 4])
@@ -114,8 +89,6 @@ def test_gradients(conv_kernel):
     layer = SRUppLayer(3, 2, 4, num_heads=2, conv_kernel=conv_kernel).double()
     with torch.no_grad():
         layer.project.alpha.fill_(0.7)
-        if conv_kernel:
-            layer.project.conv.weight.normal_()
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*layer.named_parameters(), strict=True)
     attend = torch.tensor([[True, True, True], [True, False, False]])[:, None, None]
