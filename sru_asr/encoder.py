@@ -105,8 +105,8 @@ class SRUEncoder(nn.Module):
         if attention_every < 0:
             raise ValueError(f"attention_every must be 0 (none) or more, got {attention_every}")
         check_dropout(dropout)
-        check_dropout(attention_dropout)
-        check_dropout(conv_dropout)
+        check_dropout(attention_dropout, "attention_dropout")
+        check_dropout(conv_dropout, "conv_dropout")
         self.input_size = input_size
         self.output_size = hidden_size * (2 if bidirectional else 1)
         self.output_hidden_states = output_hidden_states

@@ -402,10 +402,10 @@ class SRU(nn.Module):
         return text + (", bidirectional=True" if self.bidirectional else "")
 
 
-def check_dropout(dropout: float) -> None:
-    """Raise a ValueError unless ``dropout`` is a probability."""
+def check_dropout(dropout: float, name: str = "dropout") -> None:
+    """Raise a ValueError that names the argument unless ``dropout`` is a probability."""
     if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {dropout}")
 
 
 def check_lengths(lengths: Tensor, batch: int) -> None:
