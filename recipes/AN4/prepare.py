@@ -26,6 +26,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -52,8 +53,15 @@ RECORDINGS = {"train": "wav/an4_clstk", "test": "wav/an4test_clstk"}
 # In order of preference, where a corpus has the same recording several times.
 SUFFIXES = (".flac", ".wav", ".sph")
 
-# Keys of the YAMLs that only the preparation reads, here or in census.py.
-CORPUS_OPTIONS = {"download", "num_valid_speakers", "num_sentences", "sentences_file"}
+# Keys of the YAMLs that only the preparation reads, here, in census.py or in train.py.
+CORPUS_OPTIONS = {
+    "download",
+    "num_valid_speakers",
+    "num_sentences",
+    "sentences_file",
+    "synthetic_folder",
+    "word_occurrences",
+}
 VALID_SPEAKERS = 8
 SEED = 0
 
@@ -68,6 +76,7 @@ def prepare_an4(
     valid_speakers: int = VALID_SPEAKERS,
     seed: int = SEED,
     skip_prep: bool = False,
+    more: Callable[[list[str]], list[Utterance]] | None = None,
 ) -> None:
     """Write ``train.csv``, ``valid.csv`` and, where the corpus has a test part, ``test.csv``.
 
@@ -85,6 +94,8 @@ def prepare_an4(
         Which ones: see `choose_speakers`.
     skip_prep : bool
         Do nothing (SpeechBrain's convention).
+    more : callable, optional
+        Given the training transcripts, returns utterances of another source for ``train.csv``.
 
     Raises
     ------
@@ -114,6 +125,9 @@ def prepare_an4(
     if has_test:
         splits["test"] = test
 
+    further = more([u.wrd for u in splits["train"]]) if more else []
+    splits["train"] += further
+
     save = Path(save_folder)
     if all(_is_done(save / f"{name}.csv", split) for name, split in splits.items()):
         logger.info("AN4: the manifests in %s are up to date", save)
@@ -131,6 +145,8 @@ def prepare_an4(
     for name, split in splits.items():
         speakers = len({u.spk_id for u in split})
         logger.info("AN4: %s.csv has %d utterances of %d speakers", name, len(split), speakers)
+    if further:
+        logger.info("AN4: %d of the training utterances are synthetic", len(further))
     logger.info("AN4: validation speakers: %s", " ".join(held_out))
 
 

@@ -12,6 +12,14 @@ from recipe_runs import ROOT
 from sru_asr.training import load_hparams
 
 README = (ROOT / "recipes/AN4/README.md").read_text(encoding="utf-8")
+CORPUS_OPTIONS = {
+    "download",
+    "num_valid_speakers",
+    "num_sentences",
+    "sentences_file",
+    "synthetic_folder",
+    "word_occurrences",
+}
 MODELS = ["srupp_ctc_attention", "srupp_ctc", "sru_ctc", "conformer_ctc_attention"]
 
 
@@ -20,7 +28,7 @@ def test_model_is_the_readmes_and_learns(name: str, tmp_path: Path) -> None:
     hparams = load_hparams(
         str(ROOT / f"hparams/an4/{name}.yaml"),
         f"data_folder: {tmp_path}\noutput_folder: {tmp_path}",
-        {"download", "num_valid_speakers", "num_sentences", "sentences_file"},
+        CORPUS_OPTIONS,
     )
     model = hparams["model"]
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -162,6 +162,29 @@ def test_manifests_that_do_not_match_are_made_again(tmp_path, change):
         assert (out / name).read_text() == (tmp_path / "fresh" / name).read_text()
 
 
+def test_more_training_utterances_are_chosen_by_the_training_transcripts(tmp_path, monkeypatch):
+    corpus = make_corpus(tmp_path / "an4")
+    other = write_audio(tmp_path / "other.wav", 0.5) or tmp_path / "other.wav"
+    heard = []
+
+    def more(transcripts):
+        heard.append(transcripts)
+        return [prepare.Utterance("other", 0.5, str(other), "robot", "STOP")]
+
+    prepare.prepare_an4(corpus, tmp_path / "out", valid_speakers=2, more=more)
+    train = check_manifest(tmp_path / "out" / "train.csv")
+    valid = read_manifest(tmp_path / "out" / "valid.csv")
+    assert heard == [[u.wrd for u in train[:-1]]]
+    assert (train[-1].ID, train[-1].duration) == ("other", 0.5)
+    assert "other" not in {u.ID for u in valid}
+    # Found as they were, they are left alone; without more, the manifest is the corpus's again.
+    monkeypatch.setattr(prepare, "write_manifest", None)
+    prepare.prepare_an4(corpus, tmp_path / "out", valid_speakers=2, more=more)
+    monkeypatch.undo()
+    prepare.prepare_an4(corpus, tmp_path / "out", valid_speakers=2)
+    assert read_manifest(tmp_path / "out" / "train.csv") == train[:-1]
+
+
 def test_skip_prep_does_nothing(tmp_path):
     prepare.prepare_an4(tmp_path / "nowhere", tmp_path / "out", skip_prep=True)
     assert not (tmp_path / "out").exists()

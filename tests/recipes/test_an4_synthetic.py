@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sru_asr.lexicon import Lexicon
-from sru_asr.manifest import check_manifest, read_manifest
+from sru_asr.manifest import Utterance, check_manifest, read_manifest
 from sru_asr.synthetic import espeak
 from sru_asr.synthetic.grammar import NAME
 
@@ -22,6 +22,7 @@ RECIPE = ROOT / "recipes" / "AN4"
 sys.path.insert(0, str(RECIPE))
 
 import census  # noqa: E402
+import rare_words  # noqa: E402
 import synthetic  # noqa: E402
 from names import NAMES  # noqa: E402
 
@@ -348,3 +349,42 @@ def test_training_gets_manifests_of_its_own(corpus, tmp_path, monkeypatch):
     lexicon = Lexicon(tmp_path / "save" / "lexicon.txt")
     lexicon.check(census.vocabulary())
     assert lexicon.size == 37  # num_phones of the YAMLs
+
+
+# Of which some is heard beside AN4
+
+
+def test_utterances_are_taken_until_each_word_occurs_often_enough():
+    numbers = ["ONE", "TWO", "ONE", "THREE", "ONE", "TWO"]
+    texts = [*(f"{number} HUNDRED" for number in numbers), "HUNDRED"]
+    candidates = [Utterance(str(i), 1.0, "", "", text) for i, text in enumerate(texts)]
+
+    def chosen(transcripts, occurrences):
+        rows = rare_words.choose_rare(candidates, transcripts, occurrences)
+        return [int(row.ID) for row in rows]
+
+    # By the third, HUNDRED has occurred twice: only what has another rare word is taken.
+    assert chosen([], 2) == [0, 1, 2, 3, 5]
+    assert chosen(["TWO TWO", "THREE THREE"], 2) == [0, 1, 2]
+    assert chosen(["ONE TWO THREE HUNDRED"], 1) == []
+    assert chosen([], 100) == list(range(7))
+    with pytest.raises(ValueError, match="word_occurrences must be 1 or more, got 0"):
+        chosen([], 0)
+
+
+def test_training_gets_the_rare_words(corpus, tmp_path, monkeypatch):
+    for name in ("prepare", "train"):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(RECIPE)
+    import train
+
+    candidates = check_manifest(corpus / "train.csv", corpus)
+    common = [row.wrd for row in candidates[:20]]
+    monkeypatch.chdir(corpus.parent)
+    rows = train.rare_words(corpus.name, 1, common)
+    assert 0 < len(rows) < 20
+    known = {word for text in common for word in text.split()}
+    assert all(set(row.wrd.split()) - known for row in rows)
+    # Named in full, they may stand in a manifest of another folder.
+    assert all(Path(row.wav).is_absolute() and Path(row.wav).exists() for row in rows)
