@@ -37,8 +37,6 @@ def choose_rare(
     >>> [chosen.wrd for chosen in choose_rare(candidates, ["GO ON"], 1)]
     ['NO']
     """
-    if occurrences < 1:
-        raise ValueError(f"word_occurrences must be 1 or more, got {occurrences}")
     heard = Counter(word for text in transcripts for word in text.split())
     chosen = []
     for utterance in candidates:

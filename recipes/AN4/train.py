@@ -13,8 +13,15 @@ from sru_asr.manifest import Utterance, read_manifest
 from sru_asr.training import main
 
 
-def rare_words(folder: str, occurrences: int, transcripts: list[str]) -> list[Utterance]:
+def rare_words(folder: str | None, occurrences: int, transcripts: list[str]) -> list[Utterance]:
     """Synthetic utterances of rare words; the corpus is made first, where it is not there yet."""
+    if not isinstance(occurrences, int) or occurrences < 0 or bool(folder) != bool(occurrences):
+        raise ValueError(
+            f"found synthetic_folder {folder} and word_occurrences {occurrences}, expected a "
+            "folder and how often each word should occur in training, such as 20, or null and 0"
+        )
+    if not folder:
+        return []
     prepare_synthetic(folder)
     folder = str(Path(folder).resolve())
     candidates = read_manifest(Path(folder, "train.csv"), data_root=folder)
@@ -29,8 +36,7 @@ def prepare(hparams: dict) -> None:
         hparams["data_folder"],
         hparams["save_folder"],
         valid_speakers=hparams["num_valid_speakers"],
-        more=hparams["synthetic_folder"]
-        and partial(rare_words, hparams["synthetic_folder"], hparams["word_occurrences"]),
+        more=partial(rare_words, hparams["synthetic_folder"], hparams["word_occurrences"]),
     )
     copy_lexicon(hparams["save_folder"])
     write_sentences(hparams["sentences_file"], hparams["num_sentences"])

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sru_asr.files import atomically, write_atomically
+from sru_asr.files import atomically, exclusively, write_atomically
 from sru_asr.manifest import Utterance, write_manifest
 from sru_asr.synthetic.acoustics import SAMPLE_RATE, Scene, render, resample, trim
 from sru_asr.synthetic.espeak import SAMPLE_RATE as SPEECH_RATE
@@ -124,7 +124,8 @@ def make_corpus(
     OSError
         When a file cannot be written. No half file is left behind.
     ValueError
-        When a split is empty.
+        When a split is empty, or the folder holds something else: recordings or manifests that are
+        not of a synthetic corpus, or are of one of another name.
 
     Examples
     --------
@@ -137,36 +138,41 @@ def make_corpus(
     if min(sizes.values()) < 1:
         raise ValueError(f"expected at least 1 utterance in every split, found {dict(sizes)}")
     data, save = Path(data_folder), Path(save_folder or data_folder)
-    settings: dict[str, Any] = {"seed": seed, **sizes, "generator": _fingerprint(sources)}
+    generator = _fingerprint(sources)
+    settings: dict[str, Any] = {"corpus": name, "seed": seed, **sizes, "generator": generator}
     IDs = [(split, index) for split, size in sizes.items() for index in range(size)]
 
     if _is_complete(data, save, settings, sizes, IDs):
         logger.info("%s: the corpus in %s is complete", name, data)
         return
+    _check_own(name, data, sizes)
     with fresh_library():
         pass  # without espeak-ng, say so here and not from a worker
-    _clear(name, data, save, settings, sizes)
-    for split in sizes:
-        (data / split).mkdir(parents=True, exist_ok=True)
-    _write_json(data / "audio.json", settings)
+    data.mkdir(parents=True, exist_ok=True)
+    with exclusively(data / ".lock"):  # two trainings may begin with it at the same time
+        if _is_complete(data, save, settings, sizes, IDs):
+            return
+        _clear(name, data, save, settings, sizes)
+        for split in sizes:
+            (data / split).mkdir(exist_ok=True)
+        _write_json(data / "audio.json", settings)
 
-    make = functools.partial(_make, draw, data, seed, list(sizes))
-    made = list(tqdm(_make_all(make, IDs, workers), name, len(IDs), unit="utt", disable=None))
-    for split in sizes:
-        rows = [
-            utterance for (own, _), (utterance, _) in zip(IDs, made, strict=True) if own == split
-        ]
-        write_manifest(save / f"{split}.csv", rows)
-    lines = (json.dumps({"ID": utterance.ID, "words": words}) for utterance, words in made)
-    write_atomically(save / "words.jsonl", "".join(f"{line}\n" for line in lines))
-    # Last, because it vouches for the rest.
-    _write_json(save / "manifests.json", settings)
+        make = functools.partial(_make, draw, data, seed, list(sizes))
+        made = list(tqdm(_make_all(make, IDs, workers), name, len(IDs), unit="utt", disable=None))
+        for split in sizes:
+            own = zip(IDs, made, strict=True)
+            rows = [utterance for (of, _), (utterance, _) in own if of == split]
+            write_manifest(save / f"{split}.csv", rows)
+        lines = (json.dumps({"ID": utterance.ID, "words": words}) for utterance, words in made)
+        write_atomically(save / "words.jsonl", "".join(f"{line}\n" for line in lines))
+        # Last, because it vouches for the rest.
+        _write_json(save / "manifests.json", settings)
     hours = sum(utterance.duration for utterance, _ in made) / 3600
     logger.info("%s: %d utterances, %.2f hours, in %s", name, len(made), hours, data)
 
 
 def corpus_settings(data_folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The settings of the corpus in a folder, begun or complete: seed, sizes and generator.
+    """The settings of the corpus in a folder, begun or complete: name, seed, sizes, generator.
 
     Returns
     -------
@@ -262,6 +268,24 @@ def _is_complete(
     )
 
 
+def _check_own(name: str, data: Path, splits: Iterable[str]) -> None:
+    """Refuse a folder with recordings or manifests that are not this corpus's: they would go."""
+    found = _read_json(data / "audio.json")
+    what = ""
+    if found is None:
+        paths = [data / f"{split}.csv" for split in splits if (data / f"{split}.csv").exists()]
+        paths += [path for split in splits for path in (data / split).glob("*.wav")]
+        if paths:
+            what = f"{paths[0].relative_to(data)}, which is not of a synthetic corpus,"
+    elif found.get("corpus", name) != name:
+        what = f"the corpus {found['corpus']}"
+    if what:
+        raise ValueError(
+            f"{name}: found {what} in {data}, expected an empty folder or this corpus; "
+            "choose another folder"
+        )
+
+
 def _clear(
     name: str, data: Path, save: Path, settings: dict[str, Any], splits: Iterable[str]
 ) -> None:
@@ -271,7 +295,7 @@ def _clear(
     found = _read_json(data / "audio.json")
     if found == settings:
         return
-    if found is not None:
+    if found:
         changed = [key for key in settings if settings[key] != found.get(key)]
         logger.warning(
             "%s: making the corpus in %s anew, because its settings differ (%s)",
@@ -279,9 +303,10 @@ def _clear(
             data,
             ", ".join(f"{key}: {found.get(key)} is now {settings[key]}" for key in changed),
         )
-    # The voucher first: without it, whatever survives an interruption here is not trusted.
-    for path in (save / "manifests.json", data / "audio.json"):
-        path.unlink(missing_ok=True)
+    # The vouchers first: whatever survives an interruption here is not trusted, but known as ours.
+    (save / "manifests.json").unlink(missing_ok=True)
+    if found is not None:
+        _write_json(data / "audio.json", {})
     for split in splits:
         for path in (data / split).glob(f"{split}-*.wav"):
             path.unlink()

@@ -15,6 +15,7 @@ import pytest
 from sru_asr.lexicon import Lexicon
 from sru_asr.manifest import Utterance, check_manifest, read_manifest
 from sru_asr.synthetic import espeak
+from sru_asr.synthetic.corpus import make_corpus
 from sru_asr.synthetic.grammar import NAME
 
 ROOT = Path(__file__).parents[2]
@@ -337,6 +338,8 @@ def test_training_gets_manifests_of_its_own(corpus, tmp_path, monkeypatch):
         "save_folder": tmp_path / "save",
         "train_csv": tmp_path / "save" / "train.csv",
         "valid_csv": tmp_path / "save" / "valid.csv",
+        "synthetic_folder": None,
+        "word_occurrences": 0,
         "num_sentences": 50,
         "sentences_file": tmp_path / "save" / "sentences.txt",
     }
@@ -349,6 +352,8 @@ def test_training_gets_manifests_of_its_own(corpus, tmp_path, monkeypatch):
     lexicon = Lexicon(tmp_path / "save" / "lexicon.txt")
     lexicon.check(census.vocabulary())
     assert lexicon.size == 37  # num_phones of the YAMLs
+    with pytest.raises(ValueError, match="options of train.py; here the synthetic corpus is data"):
+        pretrain.prepare({**hparams, "synthetic_folder": str(corpus), "word_occurrences": 20})
 
 
 # Of which some is heard beside AN4
@@ -368,8 +373,7 @@ def test_utterances_are_taken_until_each_word_occurs_often_enough():
     assert chosen(["TWO TWO", "THREE THREE"], 2) == [0, 1, 2]
     assert chosen(["ONE TWO THREE HUNDRED"], 1) == []
     assert chosen([], 100) == list(range(7))
-    with pytest.raises(ValueError, match="word_occurrences must be 1 or more, got 0"):
-        chosen([], 0)
+    assert chosen([], 0) == []
 
 
 def test_training_gets_the_rare_words(corpus, tmp_path, monkeypatch):
@@ -388,3 +392,36 @@ def test_training_gets_the_rare_words(corpus, tmp_path, monkeypatch):
     assert all(set(row.wrd.split()) - known for row in rows)
     # Named in full, they may stand in a manifest of another folder.
     assert all(Path(row.wav).is_absolute() and Path(row.wav).exists() for row in rows)
+    assert train.rare_words(None, 0, common) == []
+    for folder, occurrences in ((None, 20), (corpus.name, 0), (corpus.name, -1), (None, "many")):
+        with pytest.raises(
+            ValueError, match=f"synthetic_folder {folder} and word_occurrences {occurrences}"
+        ):
+            train.rare_words(folder, occurrences, common)
+
+
+def test_another_folder_is_refused_and_kept(corpus, tmp_path):
+    own = tmp_path / "train" / "train-anna.wav"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    refused = run(tmp_path, "--num_train=3", "--num_valid=2")
+    assert refused.returncode == 1
+    assert "found train/train-anna.wav, which is not of a synthetic corpus, in" in refused.stderr
+    assert own.read_bytes() == b"mine"
+
+    before = contents(corpus)
+    with pytest.raises(ValueError, match="found the corpus Synthetic AN4 in .*, expected an empty"):
+        make_corpus("Another", synthetic.draw_take, {"train": 1, "valid": 1}, corpus)
+    assert contents(corpus) == before
+
+
+def test_a_corpus_being_cleared_when_killed_is_made_anew(corpus, tmp_path):
+    assert run(tmp_path, "--num_train=3", "--num_valid=2").returncode == 0
+    whole = contents(tmp_path)
+    # The vouchers go first; what a recording holds is not looked at.
+    (tmp_path / "audio.json").write_text("{}")
+    (tmp_path / "manifests.json").unlink()
+    (tmp_path / "train" / "train-00001.wav").write_bytes(b"of other settings")
+    again = run(tmp_path, "--num_train=3", "--num_valid=2")
+    assert again.returncode == 0 and "anew" not in again.stderr
+    assert contents(tmp_path) == whole
