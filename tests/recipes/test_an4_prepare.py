@@ -164,7 +164,8 @@ def test_manifests_that_do_not_match_are_made_again(tmp_path, change):
 
 def test_more_training_utterances_are_chosen_by_the_training_transcripts(tmp_path, monkeypatch):
     corpus = make_corpus(tmp_path / "an4")
-    other = write_audio(tmp_path / "other.wav", 0.5) or tmp_path / "other.wav"
+    other = tmp_path / "other.wav"
+    write_audio(other, 0.5)
     heard = []
 
     def more(transcripts):
