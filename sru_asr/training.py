@@ -187,6 +187,8 @@ def run_recipe(
             checkpointer=hparams["checkpointer"],
         )
         loaders = make_loaders(brain, hparams, utterances)
+        batches = len(loaders["train"]) // brain.grad_accumulation_factor
+        run_on_main(check_schedule, [hparams, batches])
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         raise RecipeError(str(error)) from error
     try:
@@ -642,6 +644,25 @@ def make_loaders(
             dataset, stage, ckpt_prefix=None, **hparams["test_loader_options"]
         )
     return loaders
+
+
+def check_schedule(hparams: Mapping[str, Any], batches: int) -> None:
+    """Warn of a learning rate that would not have come to its end when the training has.
+
+    Parameters
+    ----------
+    hparams : mapping
+        With ``total_steps``, where the YAML has a schedule of so many.
+    batches : int
+        Optimiser steps of an epoch.
+    """
+    planned, epochs = hparams.get("total_steps"), hparams["epoch_counter"].limit
+    if isinstance(planned, int) and not 0.7 <= planned / max(1, batches * epochs) <= 1.4:
+        logger.warning(
+            "total_steps is %d, but %d epochs of %d steps are %d: the learning rate is made for "
+            "another length of training; give --total_steps=%d",
+            *(planned, epochs, batches, batches * epochs, batches * epochs),
+        )
 
 
 def complete_overrides(

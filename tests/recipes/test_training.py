@@ -20,6 +20,7 @@ import sentencepiece
 import soundfile
 import torch
 from recipe_runs import ENVIRONMENT, ROOT, SMALL_COMMANDS, recipe, run
+from speechbrain.utils.epoch_loop import EpochCounter
 
 from sru_asr import ConvSubsampling, training
 from sru_asr.decode.ngram import NGram
@@ -368,6 +369,20 @@ def test_utterances_too_short_for_their_transcripts_are_left_out(
     assert not caplog.text
     with pytest.raises(ValueError, match="1 of 1 training utterances are too short"):
         training.alignable(hparams, rows[1:2])
+
+
+@pytest.mark.parametrize(
+    ("planned", "warns"),
+    [(1000, False), (720, False), (1400, False), (600, True), (1800, True), (None, False)],
+)
+def test_a_schedule_for_another_length_of_training_is_warned_of(
+    planned: int | None, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    hparams: dict = {"epoch_counter": EpochCounter(limit=10)}
+    if planned is not None:
+        hparams["total_steps"] = planned
+    training.check_schedule(hparams, 100)
+    assert ("give --total_steps=1000" in caplog.text) is warns
 
 
 def test_a_lexicon_has_to_fit_model_transcripts_and_recordings(
