@@ -14,7 +14,7 @@ from sru_asr.model import SpeechEncoder, SpeechRecognizer
 HOP, BANDS = 160, 8
 
 
-def build(encoder="srupp"):
+def build(encoder="srupp", hop=10):
     subsampling = ConvSubsampling(BANDS, (3, 4))
     if encoder == "srupp":
         core = SRUEncoder(8, 4, 2, 4, num_heads=2, attention_every=1)
@@ -28,7 +28,7 @@ def build(encoder="srupp"):
             if name.endswith("alpha"):
                 parameter.fill_(1)
     normalize = InputNormalization(norm_type="sentence")
-    return SpeechEncoder(Fbank(n_mels=BANDS), normalize, subsampling, core).eval()
+    return SpeechEncoder(Fbank(n_mels=BANDS, hop_length=hop), normalize, subsampling, core).eval()
 
 
 def pad(waves, garbage=0.0):
@@ -69,6 +69,12 @@ def test_loudness_just_after_the_last_frame_does_not_move_the_clipping():
     click = torch.zeros(HOP * 20 - 1)
     click[-1], click[1000:1100] = 1.0, torch.randn(100) * 1e-4
     check_alone(build(), [click, torch.randn(HOP * 50)])
+
+
+@pytest.mark.parametrize("hop", [8, 2])
+def test_frames_that_follow_each_other_faster(hop):
+    waves = [torch.randn(n) * 0.1 for n in (3000, 1, 7999, 161, 1600)]
+    check_alone(build(hop=hop), waves)
 
 
 def test_an_empty_recording_in_a_batch():
@@ -206,6 +212,11 @@ def test_statistics_that_would_be_lost_are_refused(norm_type):
     normalize = InputNormalization(norm_type=norm_type)
     with pytest.raises(ValueError, match=f"norm_type 'sentence', got '{norm_type}'"):
         SpeechEncoder(Fbank(), normalize, ConvSubsampling(40), SRUEncoder(320, 4, 1, 4))
+
+
+def test_frames_without_a_distance_are_refused():
+    with pytest.raises(ValueError, match="hop_length must be a sample or more, got 0 samples"):
+        build(hop=0)
 
 
 def test_the_hop_is_that_of_the_features():
