@@ -6,11 +6,16 @@
 
 Options that are given several times make a grid; every combination is a row of the table. The
 utterances are encoded once. Choose on validation data, then score the test data with that alone.
+
+Where a recording begins decides some of its words, and in a small corpus some words are a percent.
+With ``--draws 8`` each recording is also heard as eight others of the same words would be, a little
+shorter at the beginning and a little faster or slower: the mean tells models apart sooner.
 """
 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import Any, NamedTuple
 
 import click
 import torch
+import torchaudio
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +35,12 @@ from sru_asr.device import DeviceError, find_device
 from sru_asr.manifest import ManifestError, Utterance, check_manifest
 from sru_asr.model_folder import ModelFolderError, load_model
 from sru_asr.score import WordErrorRate
+
+CUT = 0.03  # seconds that a draw leaves out at the beginning, at most
+PACE = (94, 96, 98, 100, 102, 104, 106)  # percent, of which a draw has one
+
+
+Batch = tuple[list[Utterance], Tensor, Tensor]  # with encoded frames and relative lengths
 
 
 class Setting(NamedTuple):
@@ -42,18 +54,30 @@ class Setting(NamedTuple):
 
 
 def encode(
-    model: Any, utterances: list[Utterance], batch_size: int
-) -> Iterator[tuple[list[Utterance], Tensor, Tensor]]:
-    """Encode utterances in batches of like length."""
+    model: Any, utterances: list[Utterance], batch_size: int, draw: int = 0
+) -> Iterator[Batch]:
+    """Encode utterances in batches of like length; as they are, or as one of the draws."""
     encoder = model.mods.encoder
+    random = torch.Generator().manual_seed(draw)
     ordered = sorted(utterances, key=lambda utterance: utterance.duration)
     for start in tqdm(range(0, len(ordered), batch_size), desc="encoding", delay=3):
         batch = ordered[start : start + batch_size]
-        signals = [read_audio(utterance.wav, model.hparams.sample_rate) for utterance in batch]
+        rate = model.hparams.sample_rate
+        signals = [read_audio(utterance.wav, rate) for utterance in batch]
+        if draw:
+            signals = [vary(signal, rate, random) for signal in signals]
         samples = torch.tensor([len(signal) for signal in signals])
         wavs = nn.utils.rnn.pad_sequence(signals, batch_first=True).to(model.device)
         encoded, lengths = encoder.encode(wavs, (samples / wavs.shape[1]).to(model.device))
         yield batch, encoded, lengths
+
+
+def vary(signal: Tensor, sample_rate: int, random: torch.Generator) -> Tensor:
+    """The same words a little shorter at the beginning, and a little faster or slower."""
+    cut = int(torch.rand((), generator=random) * CUT * sample_rate)
+    pace = PACE[int(torch.randint(len(PACE), (), generator=random))]
+    # Not all of it: a recording can be shorter than what is cut.
+    return torchaudio.functional.resample(signal[min(cut, len(signal) // 2) :], pace, 100)
 
 
 def search_of(
@@ -80,6 +104,18 @@ def search_of(
     if lm is not None and rescore:
         searcher = NBestRescorer(searcher, lm, setting.lm_weight)
     return searcher
+
+
+def score_batches(
+    searcher: nn.Module, batches: list[Batch], tokenizer: Any, name: str
+) -> WordErrorRate:
+    """Search encoded batches and count the errors."""
+    errors = WordErrorRate()
+    for batch, frames, lengths in tqdm(batches, desc=name, delay=3, leave=False):
+        hypotheses, *_ = searcher(frames, lengths)
+        texts = [tokenizer.decode_ids(list(tokens)) for tokens in hypotheses]
+        errors.append([u.ID for u in batch], texts, [u.wrd for u in batch])
+    return errors
 
 
 @click.command()
@@ -121,6 +157,13 @@ def search_of(
     show_default=True,
     help="For each token; the joint search then ranks by sums, not by means over tokens.",
 )
+@click.option(
+    "--draws",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Also score so many variations of each recording; prints the mean of their scores.",
+)
 @click.option("--batch_size", default=8, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
@@ -147,6 +190,7 @@ def main(
     rescore: bool,
     phone_weights: tuple[float, ...],
     token_bonuses: tuple[float, ...],
+    draws: int,
     batch_size: int,
     device: str,
     trust_model: bool,
@@ -175,21 +219,27 @@ def main(
     except (DecoderError, DeviceError, ModelFolderError, ManifestError) as error:
         raise click.ClickException(str(error)) from error
     with torch.inference_mode():
-        encoded = list(encode(model, utterances, batch_size))
+        encoded = [list(encode(model, utterances, batch_size, draw)) for draw in range(draws + 1)]
         click.echo(f"{'search':8}{'CTC':>6}{'LM':>6}{'phones':>8}{'bonus':>7}{'seconds':>9}  score")
         for setting, searcher in zip(grid, searchers, strict=True):
             searcher.to(model.device).eval()
-            errors, start = WordErrorRate(), time.perf_counter()
-            for batch, frames, lengths in tqdm(encoded, desc=setting.search, delay=3, leave=False):
-                hypotheses, *_ = searcher(frames, lengths)
-                texts = [tokenizer.decode_ids(list(tokens)) for tokens in hypotheses]
-                errors.append([u.ID for u in batch], texts, [u.wrd for u in batch])
+            start = time.perf_counter()
+            errors = score_batches(searcher, encoded[0], tokenizer, setting.search)
             seconds = time.perf_counter() - start
             score = errors.summarize()
             click.echo(
                 f"{setting.search:8}{setting.ctc_weight:6.2f}{setting.lm_weight:6.2f}"
                 f"{setting.phone_weight:8.2f}{setting.token_bonus:7.2f}{seconds:9.1f}  {score}"
             )
+            if draws:
+                drawn = [
+                    score_batches(searcher, batches, tokenizer, f"draw {i}").summarize().wer
+                    for i, batches in enumerate(encoded[1:], 1)
+                ]
+                click.echo(
+                    f"{'':44}  mean of {draws} draws: WER {statistics.mean(drawn):.2f} %, "
+                    f"{min(drawn):.2f} to {max(drawn):.2f}"
+                )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         errors.write_stats(output / f"wer_{name}.txt")
