@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -101,7 +104,11 @@ def exclusively(lock: str | os.PathLike[str]) -> Iterator[None]:
     while True:
         file = open(lock, "w")  # noqa: SIM115, held over the whole block
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for the process that holds %s", lock)
+                fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 # Who had it may have removed it since it was opened here: a lock on nothing.
                 current = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))

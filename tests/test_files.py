@@ -1,11 +1,13 @@
 """Files and folders appear whole, or not at all."""
 
+import logging
 import os
 import threading
+import time
 
 import pytest
 
-from sru_asr.files import atomically, write_atomically
+from sru_asr.files import atomically, exclusively, write_atomically
 
 
 def test_a_file_and_its_folder_are_made(tmp_path):
@@ -86,3 +88,30 @@ def test_a_pipe_is_written_directly(tmp_path):
 def test_text_is_written_as_it_is(tmp_path):
     write_atomically(tmp_path / "a", "é\r\nb\n")
     assert (tmp_path / "a").read_bytes() == "é\r\nb\n".encode()
+
+
+def test_who_waits_says_so_and_goes_in_when_the_other_is_done(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    lock, order, inside = tmp_path / ".lock", [], threading.Event()
+
+    def second():
+        inside.wait()
+        with exclusively(lock):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with exclusively(lock):
+        inside.set()
+        deadline = time.monotonic() + 60
+        while not caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert caplog.text.count(f"waiting for the process that holds {lock}") == 1
+    assert not lock.exists()
+    caplog.clear()
+    with exclusively(lock):
+        pass
+    assert not caplog.text
