@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from model_folder import make_models
 from recipe_runs import ROOT
 
-from sru_asr.manifest import Utterance, write_manifest
+from sru_asr.manifest import Utterance, read_manifest, write_manifest
+from sru_asr.model_folder import load_model
 
 decode = runpy.run_path(str(ROOT / "recipes" / "decode.py"))
 model_folders = pytest.fixture(make_models, scope="session")
@@ -67,17 +68,28 @@ def test_files_of_a_single_setting(model_folders: dict, manifest: Path, tmp_path
 def test_draws_are_others_each_time_and_the_same_in_every_run(
     model_folders: dict, manifest: Path
 ) -> None:
-    arguments = (model_folders["joint"], manifest, "--search", "greedy", "--draws", 3)
-    first, second = decoded(*arguments), decoded(*arguments)
-    assert first.exit_code == 0, first.output
-    found = re.search(r"mean of 3 draws: WER (\S+) %, (\S+) to (\S+)", first.output)
-    assert found
-    mean, low, high = map(float, found.groups())
-    assert low <= mean <= high
-    assert second.output.splitlines()[-1] == first.output.splitlines()[-1]
-    # What is not a draw is what it is without any.
-    without = decoded(*arguments[:-2])
-    assert without.output.splitlines()[-1].split()[-1] == first.output.splitlines()[1].split()[-1]
+    model, rows = load_model(model_folders["joint"], "cpu"), read_manifest(manifest)
+
+    def encoded(draw: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.cat([x.flatten() for _, x, _ in decode["encode"](model, rows, 2, draw)])
+
+    first, second = encoded(1), encoded(2)
+    assert first.shape != second.shape or not first.equal(second)
+    assert first.equal(encoded(1))
+    assert encoded(0).shape != first.shape or not encoded(0).equal(first)
+
+
+def test_the_mean_of_the_draws_is_told_beside_the_score(
+    model_folders: dict, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter((50.0, 10.0, 20.0, 60.0))
+    score = types.SimpleNamespace(summarize=lambda: types.SimpleNamespace(wer=next(rates)))
+    monkeypatch.setitem(decode["main"].callback.__globals__, "score_batches", lambda *_: score)
+    done = decoded(model_folders["joint"], manifest, "--search", "greedy", "--draws", 3)
+    assert done.exit_code == 0, done.output
+    assert "namespace(wer=50.0)" in done.output.splitlines()[1]
+    assert "mean of 3 draws: WER 30.00 %, 10.00 to 60.00" in done.output
 
 
 def test_a_draw_keeps_the_words() -> None:
