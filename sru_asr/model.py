@@ -59,7 +59,7 @@ class SpeechEncoder(nn.Module):
         self.features = features
         stft: Any = features.compute_STFT
         self.hop_length: int = stft.hop_length  # samples between frames
-        self.window: int = stft.n_fft  # samples that a frame sees, at most
+        self.n_fft: int = stft.n_fft  # samples that a frame sees, at most
         if self.hop_length < 1:
             raise ValueError(f"hop_length must be a sample or more, got {self.hop_length} samples")
         self.normalize = normalize
@@ -135,7 +135,7 @@ class SpeechEncoder(nn.Module):
             wavs = wavs.float().masked_fill(padding_mask(samples, wavs.shape[1]), 0)
             # Log energies are clipped below a sequence's loudest frame, so the frames that overlap
             # its end are made for the longest sequence too, and cut off for all.
-            feats = self.features(F.pad(wavs, (0, self.window)))
+            feats = self.features(F.pad(wavs, (0, self.n_fft)))
             feats = feats[:, : wavs.shape[1] // self.hop_length + 1]
             frames = torch.where(samples > 0, samples // self.hop_length + 1, 0)
         return self._subsampled(feats, frames, augment, epoch)
