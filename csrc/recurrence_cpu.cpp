@@ -360,9 +360,11 @@ enum class Path { kPortable, kAvx2, kAvx512 };
 
 // SRU_ASR_CPU=portable or avx2 holds the choice down, for tests and comparisons.
 Path choose_path() {
-#if SRU_X86
   const char* wanted = std::getenv("SRU_ASR_CPU");
   const std::string limit = wanted ? wanted : "";
+  STD_TORCH_CHECK(limit.empty() || limit == "portable" || limit == "avx2",
+                  "SRU_ASR_CPU must be avx2, portable or unset, got '", limit, "'");
+#if SRU_X86
   __builtin_cpu_init();
   if (limit == "portable" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
     return Path::kPortable;

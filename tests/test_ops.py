@@ -259,6 +259,22 @@ def test_instruction_sets(path: str) -> None:
     )
 
 
+def test_unknown_instruction_set_is_refused() -> None:
+    code = (
+        "import torch, sru_asr\n"
+        "for _ in range(2):  # as clear the second time\n"
+        "    try:\n"
+        "        sru_asr.SRU(4, 4)(torch.randn(3, 2, 4))\n"
+        "    except RuntimeError as error:\n"
+        "        assert \"SRU_ASR_CPU must be avx2, portable or unset, got 'sse4'\" in str(error)\n"
+        "    else:\n"
+        "        raise AssertionError('ran')\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "SRU_ASR_CPU": "sse4"}
+    )
+
+
 # --- gradients
 
 
