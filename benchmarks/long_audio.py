@@ -22,37 +22,35 @@ from harness import Panel, parser, report, settings
 from memory import M_MMAP_THRESHOLD
 from peak import CLEAR_REFS, in_fresh_process, peak_memory
 
-from sru_asr import SRUTransformerASR, blocks, encoder, srupp
+from sru_asr import SRUTransformerASR, attention, blocks, encoder
 
 FRAMES = 25  # a second
 GOAL = 500e6  # bytes, for an hour
 WARM_UP = 500  # frames
 FEATURES = 640  # of a subsampled frame: 32 channels of 20
 SIZES = {
-    "d_model": 256,
-    "encoder_size": 512,
-    "projection_size": 192,
+    "d_model": 144,
+    "encoder_size": 256,
+    "projection_size": 96,
+    "encoder_d_ffn": 576,
     "num_encoder_layers": 6,
+    "num_heads": 4,
     "attention_every": 2,
 }
-QUICK = {**SIZES, "d_model": 32, "encoder_size": 64, "projection_size": 16}
+QUICK = {**SIZES, "d_model": 32, "encoder_size": 64, "projection_size": 16, "encoder_d_ffn": 64}
 
 
 def make(sizes: dict[str, int], window: int) -> SRUTransformerASR:
-    """The encoder with weights that use its attention."""
     torch.manual_seed(0)
     model = SRUTransformerASR(
         30, FEATURES, nhead=4, num_decoder_layers=0, attention_window=window, **sizes
     )
-    for name, parameter in model.named_parameters():
-        if name.endswith("project.alpha"):
-            torch.nn.init.ones_(parameter)
     return model.eval()
 
 
 def run_at_once() -> None:
     """Make no blocks of anything from now on."""
-    srupp.ATTEND_ROWS = encoder.ATTEND_ROWS = 2**40
+    attention.PART_ROWS = encoder.PART_ROWS = 2**40
     blocks.WHOLE_BYTES = 2**60
 
 

@@ -1,6 +1,8 @@
-"""Local self-attention: each step sees the steps within a window around it."""
+"""Attention to a whole sequence or to a window around each step, and inference part by part."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,90 @@ from torch import Tensor
 from sru_asr.blocks import recorded
 
 LEAST = 64  # queries of a block: with fewer, products are too small to be worth their call
+PART_ROWS = 4096  # steps times sequences of a part of inference
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None = None,
+    visible: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend to the whole sequence, or given a window to what it holds.
+
+    Parameters
+    ----------
+    query, key, value, window, dropout
+        As in `local_attention`; ``window=None`` for none.
+    visible : Tensor of bool, broadcastable to (B, heads, T, T), optional
+        True where a query may look; with a window, (B, 1, 1, T).
+
+    Returns
+    -------
+    Tensor, shape (B, heads, T, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.attention import attention
+    >>> q, k, v = torch.randn(3, 2, 1, 50, 8)
+    >>> torch.equal(attention(q, k, v), attention(q, k, v, window=49))
+    True
+    """
+    # A window that holds the whole sequence is none; a recorded graph is for any length.
+    if window is not None and (recorded() or query.shape[2] > window + 1):
+        return local_attention(query, key, value, window, visible, dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+
+
+def by_parts(
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    attend: Tensor | None = None,
+    reach: int = 0,
+) -> Tensor:
+    """Apply a function that sees a limited part of a sequence to one part after the other.
+
+    So inference needs no more memory than a part's beside input and output.
+
+    Parameters
+    ----------
+    function : callable
+        Of steps (T, B, features) and what may be seen of them, (B, 1, 1, T) or None.
+    x : Tensor, shape (T, B, features)
+        Its input.
+    attend : Tensor of bool, shape (B, 1, 1, T), optional
+        Its second argument.
+    reach : int
+        Steps to each side that it sees.
+
+    Returns
+    -------
+    Tensor, shape (T, B, features of the result)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.attention import by_parts
+    >>> by_parts(lambda part, _: part * 2, torch.ones(10000, 1, 3)).shape
+    torch.Size([10000, 1, 3])
+    """
+    steps, batch, _ = x.shape
+    size = max(PART_ROWS // max(1, batch), 4 * reach)
+    if steps <= size:
+        return function(x, attend)
+    whole = None
+    for start in range(0, steps, size):
+        stop = min(start + size, steps)
+        seen = slice(max(0, start - reach), min(steps, stop + reach))
+        part = function(x[seen], None if attend is None else attend[..., seen])
+        if whole is None:  # the dtype is autocast's choice
+            whole = part.new_empty(steps, batch, part.shape[2])
+        whole[start:stop] = part[start - seen.start : stop - seen.start]
+    assert whole is not None
+    return whole
 
 
 def local_attention(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from sru_asr.attention import PART_ROWS
 from sru_asr.blocks import recorded
+from sru_asr.macaron import MacaronBlock
 from sru_asr.padding import padding_mask, steps_of
 from sru_asr.sru import check_dropout, check_lengths
-from sru_asr.srupp import ATTEND_ROWS, SRUppLayer, is_hooked
+from sru_asr.srupp import SRUppLayer, is_hooked
 
 
 class SRUEncoder(nn.Module):
@@ -17,6 +21,10 @@ class SRUEncoder(nn.Module):
     Every layer projects its input through ``projection_size`` dimensions and runs the elementwise
     recurrence; layer ``i`` (from 0) has self-attention inside the projection where
     ``(i + 1) % attention_every == 0``. A sequence gives the same output alone and in any batch.
+
+    With ``d_ffn`` a layer is a residual block, `sru_asr.macaron.MacaronBlock`: feed-forward modules
+    before and after, and attention as a module of its own. Such layers cost more and hear better
+    (recipes/AN4/README.md); the features between them are those of the input.
 
     Parameters
     ----------
@@ -29,14 +37,14 @@ class SRUEncoder(nn.Module):
     projection_size : int
         Width d' of the projection's bottleneck, about 1/2 to 1/4 of the output's.
     num_heads : int
-        Attention heads; must divide ``projection_size``.
+        Attention heads; must divide ``projection_size``, with ``d_ffn`` ``input_size``.
     attention_every : int
         Attention in every so-manieth layer; 0 for none.
     bidirectional : bool
-        Run both directions. The output has ``hidden_size`` features for each.
+        Run both directions. The output has ``hidden_size`` features for each, but with ``d_ffn``.
     dropout : float
         Dropout probability of each layer's output but the last's: one mask for a whole sequence,
-        inside the highway.
+        inside the highway. With ``d_ffn`` of the last's, too, and of what each module adds.
     attention_dropout : float
         Dropout probability of the attention weights.
     highway_bias : float
@@ -53,16 +61,20 @@ class SRUEncoder(nn.Module):
         Steps that a gated convolution inside the projection sees, odd; 0 for none.
     conv_dropout : float
         Dropout probability of what the convolution adds.
+    d_ffn : int
+        Features inside feed-forward modules around each layer; 0 for a stack without them. Goes
+        without convolutions.
 
     Attributes
     ----------
     output_size : int
-        Features of the output.
+        Features of the output: ``input_size`` with ``d_ffn``.
 
     Raises
     ------
     ValueError
-        When a size is not positive or ``num_heads`` does not divide ``projection_size``.
+        When a size is not positive, ``num_heads`` does not divide what it should, or ``d_ffn`` and
+        ``conv_kernel`` are both given.
 
     Examples
     --------
@@ -90,6 +102,7 @@ class SRUEncoder(nn.Module):
         attention_window: int | None = None,
         conv_kernel: int = 0,
         conv_dropout: float = 0.0,
+        d_ffn: int = 0,
     ) -> None:
         super().__init__()
         sizes = {
@@ -107,26 +120,49 @@ class SRUEncoder(nn.Module):
         check_dropout(dropout)
         check_dropout(attention_dropout, "attention_dropout")
         check_dropout(conv_dropout, "conv_dropout")
+        if d_ffn < 0:
+            raise ValueError(f"d_ffn must be 0 (no feed-forward modules) or more, got {d_ffn}")
+        if d_ffn and conv_kernel:
+            raise ValueError(
+                f"d_ffn={d_ffn} goes with conv_kernel=0, got conv_kernel={conv_kernel}: only "
+                "layers without feed-forward modules have convolutions"
+            )
         self.input_size = input_size
-        self.output_size = hidden_size * (2 if bidirectional else 1)
+        width = hidden_size * (2 if bidirectional else 1)
+        self.output_size = input_size if d_ffn else width
         self.output_hidden_states = output_hidden_states
-        self.layers = nn.ModuleList(
-            SRUppLayer(
-                input_size if i == 0 else self.output_size,
+        options: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "attention_dropout": attention_dropout,
+            "highway_bias": highway_bias,
+            "recompute": recompute,
+            "window": attention_window,
+        }
+
+        def layer(i: int) -> SRUppLayer | MacaronBlock:
+            heads = num_heads if attention_every and (i + 1) % attention_every == 0 else 0
+            if d_ffn:
+                return MacaronBlock(
+                    input_size,
+                    hidden_size,
+                    projection_size,
+                    d_ffn,
+                    heads,
+                    dropout=dropout,
+                    **options,
+                )
+            return SRUppLayer(
+                width if i else input_size,
                 hidden_size,
                 projection_size,
-                num_heads if attention_every and (i + 1) % attention_every == 0 else 0,
-                bidirectional=bidirectional,
+                heads,
                 dropout=dropout if i < num_layers - 1 else 0.0,
-                attention_dropout=attention_dropout,
-                highway_bias=highway_bias,
-                recompute=recompute,
-                window=attention_window,
                 conv_kernel=conv_kernel,
                 conv_dropout=conv_dropout,
+                **options,
             )
-            for i in range(num_layers)
-        )
+
+        self.layers = nn.ModuleList(layer(i) for i in range(num_layers))
         self.norm = nn.LayerNorm(self.output_size)
 
     def forward(
@@ -197,7 +233,10 @@ class SRUEncoder(nn.Module):
             h, _ = layer(h, None, steps, attend, own)
             own = outputs is None and not is_hooked(layer)
             if outputs is not None:
-                outputs.append(h.transpose(0, 1))
+                output = h.transpose(0, 1)
+                if padded is not None and isinstance(layer, MacaronBlock):
+                    output = output.masked_fill(padded[:, :, None], 0)
+                outputs.append(output)
         return self._finish(h.transpose(0, 1), padded, own)
 
     def _finish(self, h: Tensor, padded: Tensor | None, own: bool) -> Tensor:
@@ -206,6 +245,6 @@ class SRUEncoder(nn.Module):
         if not in_place or not h.is_contiguous() or h.dtype != self.norm.weight.dtype:
             h = self.norm(h)
             return h if padded is None else h.masked_fill(padded[:, :, None], 0)
-        for part in h.split(ATTEND_ROWS, dim=1):
+        for part in h.split(PART_ROWS, dim=1):
             part.copy_(self.norm(part))
         return h if padded is None else h.masked_fill_(padded[:, :, None], 0)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sru_asr.attention import local_attention
+from sru_asr.attention import attention, by_parts
 from sru_asr.blocks import recorded
 from sru_asr.convolution import GatedConvolution
 from sru_asr.recurrence import Recurrence
-
-ATTEND_ROWS = 4096  # steps times sequences that inference attends with at once, given a window
 
 
 class AttentiveProjection(nn.Module):
@@ -120,24 +117,11 @@ class AttentiveProjection(nn.Module):
 
     def attend(self, x: Tensor, attend: Tensor | None = None) -> Tensor:
         """The same without the last product, by W3: shape (T, B, projection_size)."""
-        steps, batch, _ = x.shape
         if self.window is None or torch.is_grad_enabled() or recorded():
             return self._attend(x, attend)
         reach = self.window if self.num_heads else 0
         reach += self.conv.reach if self.conv is not None else 0
-        size = max(ATTEND_ROWS // max(1, batch), 4 * reach)
-        if steps <= size:
-            return self._attend(x, attend)
-        whole = None
-        for start in range(0, steps, size):
-            stop = min(start + size, steps)
-            seen = slice(max(0, start - reach), min(steps, stop + reach))
-            part = self._attend(x[seen], None if attend is None else attend[..., seen])
-            if whole is None:  # the dtype is autocast's choice
-                whole = part.new_empty(steps, batch, part.shape[2])
-            whole[start:stop] = part[start - seen.start : stop - seen.start]
-        assert whole is not None
-        return whole
+        return by_parts(self._attend, x, attend, reach)
 
     def _attend(self, x: Tensor, attend: Tensor | None) -> Tensor:
         z = self.down(x)
@@ -177,11 +161,7 @@ class AttentiveProjection(nn.Module):
         """Add what the steps z (T, B, d') see of keys and values (S, B, 2 d')."""
         q, k, v = (self._split(t) for t in (z, *key_value.chunk(2, dim=-1)))
         dropout = self.dropout if self.training else 0.0
-        # A window that holds the whole sequence is none; a recorded graph is for any length.
-        if self.window is not None and (recorded() or len(z) > self.window + 1):
-            a = local_attention(q, k, v, self.window, attend, dropout)
-        else:
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout)
+        a = attention(q, k, v, self.window, attend, dropout)
         return z + self.alpha * a.permute(2, 0, 1, 3).flatten(2)
 
     def _split(self, z: Tensor) -> Tensor:

@@ -72,6 +72,10 @@ class SRUTransformerASR(TransformerASR):
         Steps to each side that the encoder's attention sees, as in `SRUEncoder`.
     conv_kernel, conv_dropout
         Convolution inside the encoder's projections, as in `SRUEncoder`.
+    encoder_d_ffn : int
+        Features inside feed-forward modules around each encoder layer, `SRUEncoder`'s ``d_ffn``:
+        the stack then has ``d_model`` features between layers, and ``encoder_size`` inside the
+        recurrence. 0 for a stack without them.
 
     Raises
     ------
@@ -116,6 +120,7 @@ class SRUTransformerASR(TransformerASR):
         attention_window: int | None = None,
         conv_kernel: int = 0,
         conv_dropout: float = 0.0,
+        encoder_d_ffn: int = 0,
         **refused: Any,
     ) -> None:
         unknown = [name for name in refused if name not in ENCODER_OPTIONS]
@@ -171,6 +176,7 @@ class SRUTransformerASR(TransformerASR):
             attention_window=attention_window,
             conv_kernel=conv_kernel,
             conv_dropout=conv_dropout,
+            d_ffn=encoder_d_ffn,
         )
         self.encoder = MaskedEncoder(stack, d_model, output_hidden_states)
         self.input_size = input_size

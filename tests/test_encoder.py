@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from sru_asr import SRUEncoder, blocks, encoder, srupp
+from sru_asr import SRUEncoder, attention, blocks, encoder
+
+MACARON = {"d_ffn": 5, "num_heads": 3}
 
 
-def build(attention=1.0, **options):
+def build(alpha=1.0, **options):
     options = {"attention_every": 1, "num_heads": 2} | options
     encoder = SRUEncoder(3, 4, 3, 4, **options)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
             if name.endswith("alpha"):
-                parameter.fill_(attention)
+                parameter.fill_(alpha)
     return encoder.double()
 
 
@@ -42,9 +44,10 @@ def test_attention_is_in_every_kth_layer(attention_every, expected):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("batch", "steps"), [(2, 5), (1, 1), (0, 5), (2, 0), (0, 0)])
 @pytest.mark.parametrize("with_lengths", [False, True])
-def test_shapes(bidirectional, batch, steps, with_lengths):
-    encoder = SRUEncoder(3, 4, 2, 4, attention_every=1, bidirectional=bidirectional)
-    assert encoder.output_size == (8 if bidirectional else 4)
+@pytest.mark.parametrize("d_ffn", [0, 5])
+def test_shapes(d_ffn, bidirectional, batch, steps, with_lengths):
+    encoder = SRUEncoder(3, 4, 2, 4, attention_every=1, bidirectional=bidirectional, d_ffn=d_ffn)
+    assert encoder.output_size == (3 if d_ffn else 8 if bidirectional else 4)
     lengths = torch.ones(batch) if with_lengths else None
     output = encoder(torch.randn(batch, steps, 3), lengths)
     assert output.shape == (batch, steps, encoder.output_size)
@@ -53,7 +56,9 @@ def test_shapes(bidirectional, batch, steps, with_lengths):
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -1e30])
 @pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [5, 2, 4, 0]], ids=str)
-@pytest.mark.parametrize("options", [{}, {"bidirectional": False}, {"conv_kernel": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": False}, {"conv_kernel": 5}, MACARON], ids=str
+)
 def test_a_sequence_gives_the_same_alone_and_in_a_batch(garbage, lengths, options):
     encoder = build(**options)
     data = torch.randn(4, 6, 3, dtype=torch.float64)
@@ -77,9 +82,9 @@ def test_a_sequence_gives_the_same_alone_and_in_a_batch(garbage, lengths, option
         torch.testing.assert_close(together, parameter.grad)
 
 
-@pytest.mark.parametrize("conv_kernel", [0, 5])
-def test_only_real_steps_of_the_same_sequence_have_an_effect(conv_kernel):
-    encoder = build(conv_kernel=conv_kernel)
+@pytest.mark.parametrize("options", [{}, {"conv_kernel": 5}, MACARON], ids=str)
+def test_only_real_steps_of_the_same_sequence_have_an_effect(options):
+    encoder = build(**options)
     x, lengths = torch.randn(3, 6, 3, dtype=torch.float64), torch.tensor([1.0, 0.5, 0.5])
     expected = encoder(x, lengths)
     changed = x.clone()
@@ -93,8 +98,8 @@ def test_only_real_steps_of_the_same_sequence_have_an_effect(conv_kernel):
 
 def test_attention_reaches_back_where_the_recurrence_cannot():
     x = torch.randn(1, 6, 3, dtype=torch.float64)
-    for attention, sees_ahead in ((0.0, False), (1.0, True)):
-        encoder = build(attention, bidirectional=False)
+    for alpha, sees_ahead in ((0.0, False), (1.0, True)):
+        encoder = build(alpha, bidirectional=False)
         changed = x.clone()
         changed[0, 5] += 1
         same = torch.equal(encoder(x)[0, :5], encoder(changed)[0, :5])
@@ -107,12 +112,13 @@ def test_alpha_starts_at_zero():
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([1.0, 0.4])], ids=["all", "padded"])
-def test_layer_outputs(lengths):
-    encoder = build()
+@pytest.mark.parametrize("options", [{}, MACARON], ids=str)
+def test_layer_outputs(options, lengths):
+    encoder = build(**options)
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     steps = None if lengths is None else (lengths * 5).round().long()
     outputs = encoder.encode_steps(x, steps)
-    assert [tuple(t.shape) for t in outputs] == [(2, 5, 8)] * 3
+    assert [tuple(t.shape) for t in outputs] == [(2, 5, encoder.output_size)] * 3
     assert torch.equal(outputs[-1], encoder(x, lengths))
     if lengths is not None:
         assert all(t[1, 2:].eq(0).all() for t in outputs)
@@ -142,6 +148,10 @@ def test_dropout_spares_the_last_layer_and_evaluation():
         ({"conv_kernel": 2}, "^conv_kernel must be odd, or 0 for none, got 2"),
         ({"conv_kernel": 3, "conv_dropout": 1.5}, "^conv_dropout"),
         ({"attention_window": 0}, "attention_window"),
+        ({"d_ffn": -1}, "^d_ffn must be 0"),
+        ({"d_ffn": 5, "conv_kernel": 3}, "^d_ffn=5 goes with conv_kernel=0"),
+        ({"d_ffn": 5, "num_heads": 2}, "multiple of num_heads, got 3 and 2"),
+        ({"d_ffn": 5, "attention_window": 0}, "attention_window"),
     ],
     ids=str,
 )
@@ -166,23 +176,26 @@ def test_wrong_arguments_are_named(x, lengths, error, name):
         SRUEncoder(3, 4, 2, 4)(x, lengths)
 
 
-def test_copies_compute_the_same():
-    encoder = build()
+@pytest.mark.parametrize("options", [{}, MACARON], ids=str)
+def test_copies_compute_the_same(options):
+    encoder = build(**options)
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert torch.equal(encoder(x), other(x))
-    other = build(attention=0.5)
+    other = build(alpha=0.5, **options)
     other.load_state_dict(encoder.state_dict())
     assert torch.equal(encoder(x), other(x))
 
 
-def test_bfloat16_autocast_stays_close():
-    encoder = SRUEncoder(16, 16, 2, 16, num_heads=2, attention_every=1)
+@pytest.mark.parametrize("d_ffn", [0, 24])
+def test_bfloat16_autocast_stays_close(d_ffn):
+    encoder = SRUEncoder(16, 16, 2, 16, num_heads=2, attention_every=1, d_ffn=d_ffn)
     with torch.no_grad():
-        for layer in encoder.layers:
-            layer.project.alpha.fill_(1)
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("alpha"):
+                parameter.fill_(1)
     x, lengths = torch.randn(3, 12, 16), torch.tensor([1.0, 0.6, 0.0])
-    weight = torch.randn(3, 12, 32)
+    weight = torch.randn(3, 12, encoder.output_size)
     results = []
     for enabled in (False, True):
         encoder.zero_grad()
@@ -195,8 +208,9 @@ def test_bfloat16_autocast_stays_close():
         assert error < 0.06
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
-    encoder = build(dropout=0.3, attention_dropout=0.2)
+@pytest.mark.parametrize("options", [{}, MACARON], ids=str)
+def test_activation_checkpointing_gives_the_same_gradients(options):
+    encoder = build(dropout=0.3, attention_dropout=0.2, **options)
     x, lengths = torch.randn(2, 5, 3).double(), torch.tensor([1.0, 0.6])
     gradients = []
     for wrap in (lambda f, *a: f(*a), lambda f, *a: checkpoint(f, *a, use_reentrant=False)):
@@ -209,9 +223,10 @@ def test_activation_checkpointing_gives_the_same_gradients():
 
 @pytest.mark.parametrize("attention_every", [0, 1, 2])
 @pytest.mark.parametrize("window", [1, 4, 70, 1000])
-def test_window_limits_attention(window, attention_every):
-    model = build(attention_every=attention_every, attention_window=window)
-    everywhere = build(attention_every=attention_every)
+@pytest.mark.parametrize("options", [{}, MACARON], ids=str)
+def test_window_limits_attention(options, window, attention_every):
+    model = build(attention_every=attention_every, attention_window=window, **options)
+    everywhere = build(attention_every=attention_every, **options)
     everywhere.load_state_dict(model.state_dict())
     x, steps = torch.randn(3, 80, 3, dtype=torch.float64), torch.tensor([80, 33, 0])
     # The window as one mask over all pairs of steps; a padded step, which nobody reads, sees
@@ -245,8 +260,8 @@ def test_window_as_long_as_the_sequence_is_global_attention():
 @pytest.fixture
 def short_blocks(monkeypatch):
     """Blocks of a few steps, in attention, recurrence and normalisation."""
-    for module in (srupp, encoder):
-        monkeypatch.setattr(module, "ATTEND_ROWS", 24)
+    for module in (attention, encoder):
+        monkeypatch.setattr(module, "PART_ROWS", 24)
     for name, value in {"WHOLE_BYTES": 0, "BLOCK_BYTES": 0, "BLOCK_ROWS": 21}.items():
         monkeypatch.setattr(blocks, name, value)
 
@@ -260,6 +275,8 @@ def short_blocks(monkeypatch):
         ({"attention_every": 2, "conv_kernel": 7}, [1.0, 0.35, 0.0]),
         ({"conv_kernel": 3}, None),
         ({"bidirectional": False, "attention_window": 9}, [1.0, 0.35, 0.0]),
+        (MACARON, None),
+        (MACARON | {"attention_every": 2}, [1.0, 0.35, 0.0]),
     ],
     ids=str,
 )
@@ -277,8 +294,9 @@ def test_blocks_of_inference_change_nothing(options, lengths, dtype):
 
 
 @pytest.mark.usefixtures("short_blocks")
-def test_no_output_that_somebody_has_seen_is_written_over():
-    model = build(attention_window=3).eval()
+@pytest.mark.parametrize("options", [{}, MACARON], ids=str)
+def test_no_output_that_somebody_has_seen_is_written_over(options):
+    model = build(attention_window=3, **options).eval()
     x, seen = torch.randn(1, 101, 3, dtype=torch.float64), []
     with torch.no_grad():
         expected = model.encode_steps(x)
@@ -297,9 +315,9 @@ def test_no_output_that_somebody_has_seen_is_written_over():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("window", "with_lengths"), [(None, True), (None, False), (3, True)])
-@pytest.mark.parametrize("conv_kernel", [0, 5])
-def test_compiles_once_into_one_graph(window, with_lengths, conv_kernel):
-    encoder = build(attention_window=window, conv_kernel=conv_kernel).float()
+@pytest.mark.parametrize("options", [{}, {"conv_kernel": 5}, MACARON], ids=str)
+def test_compiles_once_into_one_graph(window, with_lengths, options):
+    encoder = build(attention_window=window, **options).float()
     compiled = torch.compile(encoder, fullgraph=True, dynamic=True)
     for batch, steps in ((2, 40), (3, 50), (4, 150)):  # 32 steps or fewer are another graph
         x, lengths = torch.randn(batch, steps, 3), torch.rand(batch) if with_lengths else None

@@ -44,9 +44,11 @@ def test_speechbrain_layer():
         torch.testing.assert_close(graph(x=x), sru(x))
 
 
-@pytest.mark.parametrize(("window", "conv_kernel"), [(None, 0), (6, 0), (None, 5), (6, 5)])
-def test_encoder(window, conv_kernel):
-    encoder = trained(SRUEncoder(5, 4, 2, 6, 2, attention_window=window, conv_kernel=conv_kernel))
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("options", [{}, {"conv_kernel": 5}, {"d_ffn": 7, "num_heads": 5}], ids=str)
+def test_encoder(window, options):
+    options = {"num_heads": 2, "attention_window": window} | options
+    encoder = trained(SRUEncoder(5, 4, 2, 6, **options))
     graph = export_graph(encoder).module()
     for batch, steps in SIZES:
         inputs = encoder_inputs(batch, steps)

@@ -89,10 +89,11 @@ def test_chunks_go_on_where_the_last_ended(tmp_path):
 
 
 @needs_kernels
-@pytest.mark.parametrize(("window", "conv_kernel"), [(None, 0), (6, 0), (None, 5), (6, 5)])
-def test_encoder(window, conv_kernel, tmp_path):
-    options = {"attention_window": window, "conv_kernel": conv_kernel}
-    encoder = trained(SRUEncoder(5, 4, 3, 6, 2, attention_every=2, **options))
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("options", [{}, {"conv_kernel": 5}, {"d_ffn": 7, "num_heads": 5}], ids=str)
+def test_encoder(window, options, tmp_path):
+    options = {"num_heads": 2, "attention_window": window} | options
+    encoder = trained(SRUEncoder(5, 4, 3, 6, attention_every=2, **options))
     export_onnx(encoder, tmp_path / "encoder.onnx")
     for batch, steps in SIZES:
         lengths = lengths_of(batch, steps)

@@ -1,0 +1,133 @@
+"""The block with feed-forward modules around the recurrence, against its formula."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sru_asr import reference
+from sru_asr.macaron import FeedForward, MacaronBlock, SelfAttention, SequenceDropout
+
+
+def normalised(norm, x):
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias)
+
+
+def feed_forward_by_hand(module, x):
+    y = normalised(module.norm, x) @ module.expand.weight.T + module.expand.bias
+    return (y * y.sigmoid()) @ module.contract.weight.T + module.contract.bias
+
+
+def attention_by_hand(module, x, lengths):
+    _, batch, size = x.shape
+    qkv = normalised(module.norm, x) @ module.query_key_value.weight.T + module.query_key_value.bias
+    seen = torch.zeros_like(x)
+    width = size // module.num_heads
+    for b in range(batch):
+        for head in range(module.num_heads):
+            q, k, v = (
+                qkv[:, b, i * size + head * width : i * size + (head + 1) * width] for i in range(3)
+            )
+            weights = (q @ k[: lengths[b]].T / width**0.5).softmax(-1)
+            seen[:, b, head * width : (head + 1) * width] = weights @ v[: lengths[b]]
+    return seen @ module.output.weight.T + module.output.bias
+
+
+def recurrence_by_hand(layer, x, lengths):
+    z = normalised(layer.project.norm, x @ layer.project.down.weight.T)
+    u = (z @ layer.project.up.weight.T).unflatten(-1, (layer.recurrence.num_lanes, -1))
+    return reference.sru_recurrence(
+        u,
+        layer.recurrence.v,
+        layer.recurrence.b,
+        x if layer.recurrence.num_lanes == 3 else None,
+        None,
+        lengths,
+        bidirectional=True,
+        alpha=layer.recurrence.alpha,
+        activation=layer.recurrence.activation,
+    )
+
+
+@pytest.mark.parametrize("hidden", [3, 5], ids=["three lanes", "four lanes"])
+@pytest.mark.parametrize("heads", [0, 3])
+def test_a_block_is_its_formula(hidden, heads):
+    block = MacaronBlock(6, hidden, 4, d_ffn=7, num_heads=heads).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    x = torch.randn(5, 2, 6, dtype=torch.float64)
+    lengths = torch.tensor([5, 3])
+    attend = (torch.arange(5) < lengths[:, None])[:, None, None]
+    y, c_n = block(x, None, lengths, attend)
+
+    z = x + 0.5 * feed_forward_by_hand(block.first, x)
+    if heads:
+        z = z + attention_by_hand(block.attention, z, lengths)
+    h, expected_c_n = recurrence_by_hand(block.recurrent, normalised(block.norm, z), lengths)
+    z = z + h @ block.output.weight.T + block.output.bias
+    z = z + 0.5 * feed_forward_by_hand(block.last, z)
+    for b, n in enumerate(lengths):
+        torch.testing.assert_close(y[:n, b], z[:n, b])
+    torch.testing.assert_close(c_n, expected_c_n)
+
+
+def test_gradients():
+    block = MacaronBlock(4, 2, 2, d_ffn=3, num_heads=2).double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: block(x)[0], x)
+    names = [name for name, _ in block.named_parameters()]
+    parameters = [p.detach().clone().requires_grad_() for p in block.parameters()]
+
+    def of_parameters(*values):
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(block, given, (x.detach(),))[0]
+
+    assert torch.autograd.gradcheck(of_parameters, parameters)
+
+
+def test_dropout_has_one_mask_for_a_sequence_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(4, 300, 50)
+    y = SequenceDropout(0.3)(x)
+    assert torch.equal(y, y[:1].expand_as(y))  # of all steps
+    assert not torch.equal(y[:, 0], y[:, 1])  # of a sequence
+    assert set(y.unique().tolist()) == {0.0, (x / 0.7).unique().item()}
+    assert y.mean().item() == pytest.approx(1, abs=0.03)  # 5 standard deviations
+    assert SequenceDropout(1.0)(x).eq(0).all()
+    assert SequenceDropout(0.3).eval()(x) is x
+    assert SequenceDropout(0.0)(x) is x
+    assert SequenceDropout(0.3)(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_dropout_acts_on_all_modules_and_not_in_evaluation():
+    block = MacaronBlock(4, 3, 2, d_ffn=3, num_heads=2, dropout=0.5, attention_dropout=0.5)
+    x = torch.randn(3, 2, 4)
+    modules = [
+        block.first,
+        block.last,
+        lambda x: block.recurrent(x)[0],
+        block.attention,
+        block.drop,
+    ]
+    for module in modules:
+        outputs = [module(x) for _ in range(20)]
+        assert any(not torch.equal(outputs[0], other) for other in outputs)
+    block.eval()
+    assert torch.equal(block(x)[0], block(x)[0])
+
+
+def test_modules_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="multiple of num_heads, got 4 and 3"):
+        SelfAttention(4, 3)
+    with pytest.raises(ValueError, match="attention_window must be 1 step or more.*got 0"):
+        SelfAttention(4, 2, window=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4), (1, 1, 4)], ids=str)
+def test_nothing_to_do(shape):
+    x = torch.randn(shape, requires_grad=True)
+    y, c_n = MacaronBlock(4, 3, 2, d_ffn=3, num_heads=2)(x)
+    assert y.shape == shape
+    assert c_n.shape == (shape[1], 6)
+    y.sum().backward()
+    assert FeedForward(4, 3)(x).shape == shape
