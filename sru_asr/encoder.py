@@ -23,8 +23,8 @@ class SRUEncoder(nn.Module):
     ``(i + 1) % attention_every == 0``. A sequence gives the same output alone and in any batch.
 
     With ``d_ffn`` a layer is a residual block, `sru_asr.macaron.MacaronBlock`: feed-forward modules
-    before and after, and attention as a module of its own. Such layers cost more and hear better
-    (recipes/AN4/README.md); the features between them are those of the input.
+    before and after, and attention as a module of its own. Such layers cost more and made
+    fewer errors on AN4 (recipes/AN4/README.md); the features between them are the input's.
 
     Parameters
     ----------
