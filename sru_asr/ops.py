@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from . import native, reference
 from .transforms import transformed
@@ -263,10 +263,10 @@ def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
 
 
 if native.why_missing("cpu") is None:
-    torch.library.register_fake("sru_asr::recurrence_forward", _fake_forward)
-    torch.library.register_fake("sru_asr::recurrence_backward", _fake_backward)
-    torch.library.register_fake("sru_asr::recurrence_inference", _fake_inference)
-    torch.library.register_autograd(
+    library.register_fake("sru_asr::recurrence_forward", _fake_forward)
+    library.register_fake("sru_asr::recurrence_backward", _fake_backward)
+    library.register_fake("sru_asr::recurrence_inference", _fake_inference)
+    library.register_autograd(
         "sru_asr::recurrence_forward", _backward, setup_context=_save_for_backward
     )
-    torch.library.register_autograd("sru_asr::recurrence_backward", _refuse_double_backward)
+    library.register_autograd("sru_asr::recurrence_backward", _refuse_double_backward)

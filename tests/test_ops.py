@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 
 from sru_asr import native, ops, reference
 
@@ -728,7 +728,7 @@ def operator_arguments(lanes: int, device: str) -> list[Any]:
 @pytest.mark.parametrize("keep_every", [0, 1, 3])
 def test_opcheck_forward(keep_every: int, lanes: int, device: str) -> None:
     arguments = (*operator_arguments(lanes, device), keep_every)
-    torch.library.opcheck(torch.ops.sru_asr.recurrence_forward.default, arguments)
+    library.opcheck(torch.ops.sru_asr.recurrence_forward.default, arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -740,7 +740,7 @@ def test_opcheck_backward(keep_every: int, lanes: int, device: str) -> None:
     ]
     h, c_n, c = torch.ops.sru_asr.recurrence_forward(*arguments, keep_every)
     tensors, options = arguments[:7], arguments[7:]
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.sru_asr.recurrence_backward.default,
         (torch.randn_like(h), torch.randn_like(c_n), *tensors, c, *options, keep_every),
     )
@@ -758,14 +758,14 @@ def test_opcheck_16_bit(dtype: torch.dtype, device: str) -> None:
         for name, t in zip(["u", "v", "b", "x", "c0", "lengths", "mask"], arguments, strict=False)
     ]
     arguments = [*tensors, *arguments[7:], 1]
-    torch.library.opcheck(torch.ops.sru_asr.recurrence_forward.default, arguments)
+    library.opcheck(torch.ops.sru_asr.recurrence_forward.default, arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck_inference(device: str) -> None:
     case = convert(make_case(5, 2, 4, bidirectional=True), device=device)
     u, v, b, x, c, lengths = (case[n].detach() for n in ("u", "v", "b", "x", "c0", "lengths"))
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.sru_asr.recurrence_inference.default,
         (u, v, b, x, lengths, c, torch.zeros_like(x), "both", 1.25, "tanh"),
     )
