@@ -144,8 +144,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a tensor of shape (T, B, size) to another."""
-        if torch.is_grad_enabled() or recorded():
-            return self._map(x)
+        if self.training or torch.is_grad_enabled() or recorded():
+            return self._map(x)  # at once: each part would have a mask of its own
         return by_parts(lambda part, _: self._map(part), x)
 
     def _map(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sru_asr import reference
+from sru_asr import attention, reference
 from sru_asr.macaron import FeedForward, MacaronBlock, SelfAttention, SequenceDropout
 
 
@@ -97,6 +97,14 @@ def test_dropout_has_one_mask_for_a_sequence_and_keeps_the_mean():
     assert SequenceDropout(0.3).eval()(x) is x
     assert SequenceDropout(0.0)(x) is x
     assert SequenceDropout(0.3)(x.bfloat16()).dtype is torch.bfloat16
+
+
+def test_dropout_has_one_mask_without_gradients_too(monkeypatch):
+    monkeypatch.setattr(attention, "PART_ROWS", 8)
+    module = FeedForward(4, 300, dropout=0.5)
+    with torch.no_grad():
+        y = module(torch.ones(50, 1, 4))  # in training
+    assert torch.equal(y, y[:1].expand_as(y))
 
 
 def test_dropout_acts_on_all_modules_and_not_in_evaluation():
