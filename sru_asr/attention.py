@@ -97,6 +97,12 @@ def by_parts(
     return whole
 
 
+def check_window(window: int | None) -> None:
+    """Raise a ValueError unless ``window`` holds a step to each side, or there is none."""
+    if window is not None and window < 1:
+        raise ValueError(f"attention_window must be 1 step or more, or None, got {window}")
+
+
 def local_attention(
     query: Tensor,
     key: Tensor,

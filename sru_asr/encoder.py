@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -131,35 +129,27 @@ class SRUEncoder(nn.Module):
         width = hidden_size * (2 if bidirectional else 1)
         self.output_size = input_size if d_ffn else width
         self.output_hidden_states = output_hidden_states
-        options: dict[str, Any] = {
-            "bidirectional": bidirectional,
-            "attention_dropout": attention_dropout,
-            "highway_bias": highway_bias,
-            "recompute": recompute,
-            "window": attention_window,
-        }
 
         def layer(i: int) -> SRUppLayer | MacaronBlock:
             heads = num_heads if attention_every and (i + 1) % attention_every == 0 else 0
-            if d_ffn:
-                return MacaronBlock(
-                    input_size,
-                    hidden_size,
-                    projection_size,
-                    d_ffn,
-                    heads,
-                    dropout=dropout,
-                    **options,
-                )
-            return SRUppLayer(
-                width if i else input_size,
+            recurrent = SRUppLayer(
+                input_size if d_ffn or i == 0 else width,
                 hidden_size,
                 projection_size,
-                heads,
-                dropout=dropout if i < num_layers - 1 else 0.0,
+                0 if d_ffn else heads,
+                bidirectional=bidirectional,
+                dropout=dropout if d_ffn or i < num_layers - 1 else 0.0,
+                attention_dropout=attention_dropout,
+                highway_bias=highway_bias,
+                recompute=recompute,
+                window=attention_window,
                 conv_kernel=conv_kernel,
                 conv_dropout=conv_dropout,
-                **options,
+            )
+            if not d_ffn:
+                return recurrent
+            return MacaronBlock(
+                recurrent, input_size, d_ffn, heads, dropout, attention_dropout, attention_window
             )
 
         self.layers = nn.ModuleList(layer(i) for i in range(num_layers))
@@ -233,10 +223,7 @@ class SRUEncoder(nn.Module):
             h, _ = layer(h, None, steps, attend, own)
             own = outputs is None and not is_hooked(layer)
             if outputs is not None:
-                output = h.transpose(0, 1)
-                if padded is not None and isinstance(layer, MacaronBlock):
-                    output = output.masked_fill(padded[:, :, None], 0)
-                outputs.append(output)
+                outputs.append(h.transpose(0, 1))
         return self._finish(h.transpose(0, 1), padded, own)
 
     def _finish(self, h: Tensor, padded: Tensor | None, own: bool) -> Tensor:

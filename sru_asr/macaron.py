@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sru_asr.attention import attention, by_parts
+from sru_asr.attention import attention, by_parts, check_window
 from sru_asr.blocks import recorded
+from sru_asr.padding import padding_mask
 from sru_asr.srupp import SRUppLayer
 
 
@@ -29,41 +30,40 @@ class MacaronBlock(nn.Module):
 
     Parameters
     ----------
+    recurrent : SRUppLayer
+        The recurrence, of ``size`` features, and without attention.
     size : int
         Features of input and output.
-    hidden_size : int
-        Hidden dimensions of one direction.
-    projection_size : int
-        Bottleneck of the recurrence's projection.
     d_ffn : int
         Features inside a feed-forward module.
     num_heads : int
         Attention heads; must divide ``size``. 0 for a block without attention.
-    bidirectional, dropout, attention_dropout, highway_bias, recompute, window
-        As in `sru_asr.srupp.SRUppLayer`.
+    dropout : float
+        Dropout probability of what each module adds, and inside feed-forward modules.
+    attention_dropout : float
+        Dropout probability of the attention weights.
+    window : int, optional
+        Steps to each side that attention sees; all by default.
 
     Examples
     --------
     >>> import torch
     >>> from sru_asr.macaron import MacaronBlock
-    >>> y, c_n = MacaronBlock(16, 8, 4, d_ffn=32, num_heads=2)(torch.randn(5, 3, 16))
+    >>> from sru_asr.srupp import SRUppLayer
+    >>> block = MacaronBlock(SRUppLayer(16, 8, 4, num_heads=0), 16, d_ffn=32, num_heads=2)
+    >>> y, c_n = block(torch.randn(5, 3, 16))
     >>> y.shape, c_n.shape
     (torch.Size([5, 3, 16]), torch.Size([3, 16]))
     """
 
     def __init__(
         self,
+        recurrent: SRUppLayer,
         size: int,
-        hidden_size: int,
-        projection_size: int,
         d_ffn: int,
         num_heads: int = 1,
-        *,
-        bidirectional: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        highway_bias: float = -2.0,
-        recompute: bool | str = "auto",
         window: int | None = None,
     ) -> None:
         super().__init__()
@@ -72,17 +72,8 @@ class MacaronBlock(nn.Module):
             SelfAttention(size, num_heads, attention_dropout, window) if num_heads else None
         )
         self.norm = nn.LayerNorm(size)
-        self.recurrent = SRUppLayer(
-            size,
-            hidden_size,
-            projection_size,
-            num_heads=0,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            highway_bias=highway_bias,
-            recompute=recompute,
-        )
-        self.output = nn.Linear(hidden_size * (2 if bidirectional else 1), size)
+        self.recurrent = recurrent
+        self.output = nn.Linear(recurrent.width, size)
         self.last = FeedForward(size, d_ffn, dropout)
         self.drop = SequenceDropout(dropout)
 
@@ -104,7 +95,7 @@ class MacaronBlock(nn.Module):
         Returns
         -------
         y : Tensor, shape (T, B, size)
-            What stands in the padding is finite and says nothing.
+            Padded steps exactly 0.
         c_n : Tensor, shape (B, D)
         """
         x = x + 0.5 * self.first(x)
@@ -112,7 +103,10 @@ class MacaronBlock(nn.Module):
             x = x + self.drop(self.attention(x, attend))
         h, c_n = self.recurrent(self.norm(x), c0, lengths)
         x = x + self.drop(self.output(h))
-        return x + 0.5 * self.last(x), c_n
+        x = x + 0.5 * self.last(x)
+        if lengths is not None:
+            x = x.masked_fill(padding_mask(lengths, x.shape[0]).T[:, :, None], 0)
+        return x, c_n
 
 
 class FeedForward(nn.Module):
@@ -178,8 +172,7 @@ class SelfAttention(nn.Module):
         self, size: int, num_heads: int, dropout: float = 0.0, window: int | None = None
     ) -> None:
         super().__init__()
-        if window is not None and window < 1:
-            raise ValueError(f"attention_window must be 1 step or more, or None, got {window}")
+        check_window(window)
         if size % num_heads:
             raise ValueError(
                 f"the size of a block must be a multiple of num_heads, got {size} and {num_heads}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sru_asr.attention import attention, by_parts
+from sru_asr.attention import attention, by_parts, check_window
 from sru_asr.blocks import recorded
 from sru_asr.convolution import GatedConvolution
 from sru_asr.recurrence import Recurrence
@@ -67,8 +67,7 @@ class AttentiveProjection(nn.Module):
         conv_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if window is not None and window < 1:
-            raise ValueError(f"attention_window must be 1 step or more, or None, got {window}")
+        check_window(window)
         if num_heads and projection_size % num_heads:
             raise ValueError(
                 f"projection_size must be a multiple of num_heads, got {projection_size} "
@@ -202,6 +201,7 @@ class SRUppLayer(nn.Module):
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
+        self.width = width  # features of the output
         lanes = 3 if input_size == width else 4
         self.project = AttentiveProjection(
             input_size,

@@ -152,6 +152,7 @@ def test_dropout_spares_the_last_layer_and_evaluation():
         ({"d_ffn": 5, "conv_kernel": 3}, "^d_ffn=5 goes with conv_kernel=0"),
         ({"d_ffn": 5, "num_heads": 2}, "multiple of num_heads, got 3 and 2"),
         ({"d_ffn": 5, "attention_window": 0}, "attention_window"),
+        ({"d_ffn": 5, "attention_window": 0, "attention_every": 0}, "attention_window"),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from sru_asr import attention, reference
 from sru_asr.macaron import FeedForward, MacaronBlock, SelfAttention, SequenceDropout
+from sru_asr.srupp import SRUppLayer
 
 
 def normalised(norm, x):
@@ -51,7 +52,7 @@ def recurrence_by_hand(layer, x, lengths):
 @pytest.mark.parametrize("hidden", [3, 5], ids=["three lanes", "four lanes"])
 @pytest.mark.parametrize("heads", [0, 3])
 def test_a_block_is_its_formula(hidden, heads):
-    block = MacaronBlock(6, hidden, 4, d_ffn=7, num_heads=heads).double()
+    block = MacaronBlock(SRUppLayer(6, hidden, 4, 0), 6, d_ffn=7, num_heads=heads).double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -68,11 +69,12 @@ def test_a_block_is_its_formula(hidden, heads):
     z = z + 0.5 * feed_forward_by_hand(block.last, z)
     for b, n in enumerate(lengths):
         torch.testing.assert_close(y[:n, b], z[:n, b])
+        assert y[n:, b].eq(0).all()
     torch.testing.assert_close(c_n, expected_c_n)
 
 
 def test_gradients():
-    block = MacaronBlock(4, 2, 2, d_ffn=3, num_heads=2).double()
+    block = MacaronBlock(SRUppLayer(4, 2, 2, 0), 4, d_ffn=3, num_heads=2).double()
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: block(x)[0], x)
     names = [name for name, _ in block.named_parameters()]
@@ -108,7 +110,8 @@ def test_dropout_has_one_mask_without_gradients_too(monkeypatch):
 
 
 def test_dropout_acts_on_all_modules_and_not_in_evaluation():
-    block = MacaronBlock(4, 3, 2, d_ffn=3, num_heads=2, dropout=0.5, attention_dropout=0.5)
+    layer = SRUppLayer(4, 3, 2, 0, dropout=0.5)
+    block = MacaronBlock(layer, 4, d_ffn=3, num_heads=2, dropout=0.5, attention_dropout=0.5)
     x = torch.randn(3, 2, 4)
     modules = [
         block.first,
@@ -134,7 +137,7 @@ def test_modules_of_other_sizes_are_refused():
 @pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4), (1, 1, 4)], ids=str)
 def test_nothing_to_do(shape):
     x = torch.randn(shape, requires_grad=True)
-    y, c_n = MacaronBlock(4, 3, 2, d_ffn=3, num_heads=2)(x)
+    y, c_n = MacaronBlock(SRUppLayer(4, 3, 2, 0), 4, d_ffn=3, num_heads=2)(x)
     assert y.shape == shape
     assert c_n.shape == (shape[1], 6)
     y.sum().backward()
