@@ -74,7 +74,7 @@ format: $(VENV)/.installed ## Put everything into style
 BENCH_OPTIONS ?= # such as --quick
 bench: $(VENV)/.installed ## Time everything on the CPU beside its peers (12 minutes, two threads)
 	$(PY) benchmarks/recurrence.py $(BENCH_OPTIONS)
-	for name in layer step scaling memory sweep; do \
+	for name in layer product step scaling memory sweep; do \
 		$(PY) benchmarks/$$name.py --threads 2 $(BENCH_OPTIONS); done
 	$(PY) benchmarks/summary.py
 

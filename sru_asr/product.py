@@ -1,8 +1,10 @@
 """The matrix product of a layer, by the routine that is fastest on this machine.
 
 On a CPU, `torch.nn.functional.linear` in float32 goes to Intel's MKL, which does not use all that
-an AMD processor has: a 1 x 1 convolution of the same numbers, which goes to oneDNN, is up to twice
-as fast there, forward and backward. In 16 bits `linear` goes to oneDNN itself.
+an AMD processor with AVX-512 has: a 1 x 1 convolution of the same numbers, which goes to oneDNN, is
+up to twice as fast there, forward and backward. On an AMD processor with AVX2 alone (Zen 1) it is
+as fast forward, and with the backward pass takes 1.5 to 1.6 times as long (`benchmarks/product.py`).
+In 16 bits `linear` goes to oneDNN itself.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def routine() -> tuple[str, str]:
         return "linear", "this PyTorch does not multiply with MKL"
     if not _is_amd():
         return "linear", "the processor is not AMD's"
-    return "convolution", "MKL is slower than oneDNN on AMD's processors"
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return "linear", "oneDNN is slower than MKL on AMD's processors without AVX-512"
+    return "convolution", "MKL is slower than oneDNN on AMD's processors with AVX-512"
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +80,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
         # Batch first: one product, without a copy.
         return linear(x.transpose(0, 1), weight).transpose(0, 1)
-    return _convolution(x, weight) if _suits_convolution(x, weight) else F.linear(x, weight)
+    return convolution(x, weight) if _suits_convolution(x, weight) else F.linear(x, weight)
 
 
 def _suits_convolution(x: Tensor, weight: Tensor) -> bool:
@@ -92,7 +96,16 @@ def _suits_convolution(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _convolution(x: Tensor, weight: Tensor) -> Tensor:
+def convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """The numbers of `linear` by a 1 x 1 convolution; arguments and result as there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sru_asr.product import convolution
+    >>> convolution(torch.randn(5, 2, 8), torch.randn(24, 8)).shape
+    torch.Size([5, 2, 24])
+    """
     # (..., F) as an image of one column in channels-last order: views, without a copy.
     image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
     # PyTorch would not hand a single thread's to oneDNN, were it not dilated; a kernel of one

@@ -67,6 +67,16 @@ def test_benchmark_runs(device, name, cases, run, tmp_path, capsys):
     assert stem.with_suffix(".png").stat().st_size > 1000
 
 
+def test_products_of_both_routines(run, tmp_path, capsys):
+    run("product", "--quick")
+    panels = json.loads((tmp_path / "product_cpu.json").read_text())["panels"]
+    assert len(panels) == 8
+    assert all(set(panel["cases"]) == {"linear", "convolution"} for panel in panels)
+    assert "forward and backward, 125 rows, 18 to 72" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--device must be cpu, got cuda"):
+        run("product", "--quick", "--device", "cuda")
+
+
 def test_slow_case_takes_three_samples_and_no_time_of_the_others(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     harness = importlib.import_module("harness")

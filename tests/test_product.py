@@ -89,12 +89,23 @@ def test_small_products_keep_linear(convolution: None, monkeypatch: pytest.Monke
     assert "aten::mkldnn_convolution" in operators(torch.randn(201, 128), weight)
 
 
-@pytest.mark.parametrize(("amd", "expected"), [(True, "convolution"), (False, "linear")])
-def test_routine(amd: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("amd", "capability", "expected"),
+    [
+        (True, "AVX512", "convolution"),
+        (True, "AVX2", "linear"),
+        (True, "DEFAULT", "linear"),
+        (False, "AVX512", "linear"),
+    ],
+)
+def test_routine(
+    amd: bool, capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         pytest.skip("needs a PyTorch with oneDNN and MKL")
     monkeypatch.delenv(product.VARIABLE, raising=False)
     monkeypatch.setattr(product, "_is_amd", lambda: amd)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     product.routine.cache_clear()
     try:
         chosen, reason = product.routine()
