@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sru_asr.attention import attention, by_parts, check_window
 from sru_asr.blocks import recorded
 from sru_asr.padding import padding_mask
 from sru_asr.srupp import SRUppLayer
+from sru_asr.transforms import transformed
 
 
 class MacaronBlock(nn.Module):
@@ -98,12 +100,12 @@ class MacaronBlock(nn.Module):
             Padded steps exactly 0.
         c_n : Tensor, shape (B, D)
         """
-        x = x + 0.5 * self.first(x)
+        x = torch.add(x, self.first(x), alpha=0.5)
         if self.attention is not None:
             x = x + self.drop(self.attention(x, attend))
         h, c_n = self.recurrent(self.norm(x), c0, lengths)
         x = x + self.drop(self.output(h))
-        x = x + 0.5 * self.last(x)
+        x = torch.add(x, self.last(x), alpha=0.5)
         if lengths is not None:
             x = x.masked_fill(padding_mask(lengths, x.shape[0]).T[:, :, None], 0)
         return x, c_n
@@ -111,6 +113,9 @@ class MacaronBlock(nn.Module):
 
 class FeedForward(nn.Module):
     """``dropout(W2 dropout(swish(W1 LayerNorm(x))))`` of each step by itself.
+
+    Swish and the dropout inside are computed again in the backward pass: what ``W2`` multiplies,
+    the largest of a block's tensors beside what swish takes, is not kept.
 
     Parameters
     ----------
@@ -143,7 +148,22 @@ class FeedForward(nn.Module):
         return by_parts(lambda part, _: self._map(part), x)
 
     def _map(self, x: Tensor) -> Tensor:
-        return self.drop(self.contract(self.drop(F.silu(self.expand(self.norm(x))))))
+        hidden = self.expand(self.norm(x))
+        # A compiler has means of its own, and transformations refuse hooks.
+        if not hidden.requires_grad or recorded() or transformed(hidden):
+            return self.drop(self._contract(hidden))
+        # Goes as far again as to what the product takes, without the product. The dropout outside
+        # would be one step more.
+        y: Tensor = checkpoint(
+            self._contract,
+            hidden,
+            use_reentrant=False,
+            preserve_rng_state=self.training and self.drop.p > 0,
+        )
+        return self.drop(y)
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        return self.contract(self.drop(F.silu(hidden)))
 
 
 class SelfAttention(nn.Module):

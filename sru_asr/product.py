@@ -3,7 +3,7 @@
 On a CPU, `torch.nn.functional.linear` in float32 goes to Intel's MKL, which does not use all that
 an AMD processor with AVX-512 has: a 1 x 1 convolution of the same numbers, which goes to oneDNN, is
 up to twice as fast there, forward and backward. On an AMD processor with AVX2 alone (Zen 1) it is
-as fast forward, and with the backward pass takes 1.5 to 1.6 times as long (`benchmarks/product.py`).
+as fast forward; with the backward pass it takes 1.5 to 1.6 times as long (`benchmarks/product.py`).
 In 16 bits `linear` goes to oneDNN itself.
 """
 

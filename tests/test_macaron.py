@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from sru_asr import attention, reference
 from sru_asr.macaron import FeedForward, MacaronBlock, SelfAttention, SequenceDropout
@@ -125,6 +127,61 @@ def test_dropout_acts_on_all_modules_and_not_in_evaluation():
         assert any(not torch.equal(outputs[0], other) for other in outputs)
     block.eval()
     assert torch.equal(block(x)[0], block(x)[0])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_feed_forward_keeps_what_swish_takes_and_not_what_it_gives(dropout):
+    module = FeedForward(4, 300, dropout)
+    x = torch.randn(50, 2, 4, requires_grad=True)
+    wide = []  # storages of as many numbers as swish takes
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 50 * 2 * 300 * 4 and storage.data_ptr() not in wide:
+            wide.append(storage.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = module(x)
+    assert len(wide) == 1
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        y.sum().backward()
+    assert "aten::silu" in {event.key for event in seen.key_averages()}
+
+
+def test_feed_forward_makes_no_product_again():
+    module = FeedForward(4, 300, dropout=0.1)
+    x = torch.randn(50, 2, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        y = module(x)
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_feed_forward_has_the_gradients_of_what_it_computed(dropout):
+    module = FeedForward(4, 30, dropout)
+    leaves = [torch.randn(5, 2, 4, requires_grad=True), *module.parameters()]
+
+    def gradients(compute):
+        torch.manual_seed(1)
+        y = compute(leaves[0])
+        torch.rand(3)  # what is drawn in between changes no mask
+        return [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+
+    found = gradients(module)
+    wanted = gradients(lambda x: module.drop(module._contract(module.expand(module.norm(x)))))
+    for got, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_feed_forward_in_transformations():
+    module = FeedForward(4, 6).double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    found = torch.func.grad(lambda x: module(x).square().sum())(x)
+    wanted = torch.autograd.functional.jacobian(lambda x: module(x).square().sum(), x)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_modules_of_other_sizes_are_refused():
