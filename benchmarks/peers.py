@@ -124,6 +124,8 @@ def available(names: Iterable[str], device: str) -> tuple[str, ...]:
     else:
         if not (torch.backends.mkldnn.is_available() and hasattr(_onednn(), "_linear_pointwise")):
             missing.add("products oneDNN")
+        if not (torch.backends.mkldnn.is_available() and _onednn()._is_mkldnn_bf16_supported()):
+            missing.add("nn.LSTM" + BF16)  # oneDNN's bfloat16 needs AVX-512
         if OLD_SRU in names and old_sru() is None:
             missing.add(OLD_SRU)
     return tuple(name for name in names if name not in missing)
