@@ -16,6 +16,7 @@ _HOMES = {
     "SRUEncoder": "sru_asr.encoder",
     "SRUTransformerASR": "sru_asr.transformer",
     "ConvSubsampling": "sru_asr.subsampling",
+    "FeatureNormalization": "sru_asr.normalization",
     "load_sru_checkpoint": "sru_asr.checkpoint",
     "build_info": "sru_asr.native",
 }
@@ -24,6 +25,7 @@ _MODULES = {"compat", "graph", "nnet", "onnx", "ops", "reference"}
 __all__ = [
     "SRU",
     "ConvSubsampling",
+    "FeatureNormalization",
     "SRUEncoder",
     "SRUTransformerASR",
     "__version__",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from sru_asr.checkpoint import load_sru_checkpoint
     from sru_asr.encoder import SRUEncoder
     from sru_asr.native import build_info
+    from sru_asr.normalization import FeatureNormalization
     from sru_asr.sru import SRU
     from sru_asr.subsampling import ConvSubsampling
     from sru_asr.transformer import SRUTransformerASR

@@ -28,8 +28,8 @@ class SpeechEncoder(nn.Module):
     features : Module
         SpeechBrain's Fbank: waveforms (B, N) to features (B, T, F).
     normalize : Module
-        SpeechBrain's InputNormalization, by sentence: running statistics would not be among the
-        parameters that checkpoints and model folders keep.
+        `sru_asr.FeatureNormalization`, or SpeechBrain's InputNormalization by sentence, whose
+        running statistics would not be in what checkpoints and model folders keep.
     subsampling : ConvSubsampling
         Frame-rate reduction.
     encoder : Module
@@ -54,7 +54,8 @@ class SpeechEncoder(nn.Module):
         if norm_type != "sentence":
             raise ValueError(
                 f"normalize must have norm_type 'sentence', got {norm_type!r}: other statistics "
-                "depend on the batch, or are lost when the model is saved"
+                "depend on the batch, or are lost when the model is saved; for those of the "
+                "training data there is sru_asr.FeatureNormalization"
             )
         self.features = features
         stft: Any = features.compute_STFT

@@ -24,8 +24,9 @@ from sru_asr.versions import version_of
 
 MOST_BYTES = 16_000_000  # of the names and shapes of a model's tensors
 FIRST = 12  # tokens that are listed
-# In a state dict, but not learnt: the filters of the features, sines and cosines of positions.
-CONSTANTS = ("features", "positional_encoding", "positional_encoding_decoder")
+# In a state dict, but not learnt: the filters of the features, their statistics in the training
+# data, sines and cosines of positions.
+CONSTANTS = ("features", "normalize", "positional_encoding", "positional_encoding_decoder")
 
 
 def describe(folder: Path) -> dict[str, Any]:

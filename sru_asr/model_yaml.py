@@ -43,6 +43,7 @@ CLASSES: dict[str, frozenset[str] | None] = {
     "speechbrain.processing.features.InputNormalization": ANY,
     "speechbrain.utils.parameter_transfer.Pretrainer": frozenset({"loadables"}),
     "sru_asr.ConvSubsampling": ANY,
+    "sru_asr.FeatureNormalization": ANY,
     "sru_asr.SRUEncoder": ANY,
     "sru_asr.SRUTransformerASR": ANY,
     "sru_asr.decode.CTCBeamSearcher": ANY,

@@ -5,6 +5,7 @@ import re
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
+from sru_asr import FeatureNormalization
 from sru_asr.export import export_model
 from sru_asr.tokenizer import train_tokenizer
 
@@ -56,8 +57,7 @@ inference:
     + FRONT_END
 )
 
-JOINT = (
-    """
+JOINT = """
 core: !new:sru_asr.SRUTransformerASR
     tgt_vocab: 9
     input_size: 40
@@ -90,8 +90,10 @@ inference:
         loadables:
             model: !ref <model>
             tokenizer: !ref <tokenizer>
-"""
-    + FRONT_END
+""" + re.sub(
+    r"normalize: !new.*\n.*",
+    "normalize: !new:sru_asr.FeatureNormalization\n    num_features: 40",
+    FRONT_END,
 )
 
 # The same with SpeechBrain's own search in the place of ours.
@@ -128,6 +130,8 @@ def make_model(experiment, yaml):
         for output in ("ctc_output", "attention_output"):
             if output in hparams:
                 hparams[output].w.weight.mul_(8)
+    if isinstance(hparams["normalize"], FeatureNormalization):
+        hparams["normalize"](10 * torch.randn(2, 50, 40) - 20, epoch=1)
     (experiment / "hyperparams.yaml").write_text(resolve_references(yaml).getvalue())
     train_tokenizer(experiment / "tokenizer.model", ["ABC DE"], vocab_size=9)
     export_model(
