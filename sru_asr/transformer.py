@@ -73,7 +73,7 @@ class SRUTransformerASR(TransformerASR):
     conv_kernel, conv_dropout
         Convolution inside the encoder's projections, as in `SRUEncoder`.
     encoder_d_ffn : int
-        Features inside feed-forward modules around each encoder layer, `SRUEncoder`'s ``d_ffn``:
+        Features inside each encoder layer's feed-forward module, `SRUEncoder`'s ``d_ffn``:
         the stack then has ``d_model`` features between layers, and ``encoder_size`` inside the
         recurrence. 0 for a stack without them.
 

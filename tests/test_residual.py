@@ -1,4 +1,4 @@
-"""The block with feed-forward modules around the recurrence, against its formula."""
+"""The residual block around a recurrence, against its formula."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from sru_asr import attention, reference
-from sru_asr.macaron import FeedForward, MacaronBlock, SelfAttention, SequenceDropout
+from sru_asr.residual import FeedForward, ResidualBlock, SelfAttention, SequenceDropout
 from sru_asr.srupp import SRUppLayer
 
 
@@ -54,7 +54,7 @@ def recurrence_by_hand(layer, x, lengths):
 @pytest.mark.parametrize("hidden", [3, 5], ids=["three lanes", "four lanes"])
 @pytest.mark.parametrize("heads", [0, 3])
 def test_a_block_is_its_formula(hidden, heads):
-    block = MacaronBlock(SRUppLayer(6, hidden, 4, 0), 6, d_ffn=7, num_heads=heads).double()
+    block = ResidualBlock(SRUppLayer(6, hidden, 4, 0), 6, d_ffn=7, num_heads=heads).double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -63,12 +63,12 @@ def test_a_block_is_its_formula(hidden, heads):
     attend = (torch.arange(5) < lengths[:, None])[:, None, None]
     y, c_n = block(x, None, lengths, attend)
 
-    z = x + 0.5 * feed_forward_by_hand(block.first, x)
+    z = x
     if heads:
         z = z + attention_by_hand(block.attention, z, lengths)
     h, expected_c_n = recurrence_by_hand(block.recurrent, normalised(block.norm, z), lengths)
     z = z + h @ block.output.weight.T + block.output.bias
-    z = z + 0.5 * feed_forward_by_hand(block.last, z)
+    z = z + feed_forward_by_hand(block.feed_forward, z)
     for b, n in enumerate(lengths):
         torch.testing.assert_close(y[:n, b], z[:n, b])
         assert y[n:, b].eq(0).all()
@@ -76,7 +76,7 @@ def test_a_block_is_its_formula(hidden, heads):
 
 
 def test_gradients():
-    block = MacaronBlock(SRUppLayer(4, 2, 2, 0), 4, d_ffn=3, num_heads=2).double()
+    block = ResidualBlock(SRUppLayer(4, 2, 2, 0), 4, d_ffn=3, num_heads=2).double()
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: block(x)[0], x)
     names = [name for name, _ in block.named_parameters()]
@@ -113,11 +113,10 @@ def test_dropout_has_one_mask_without_gradients_too(monkeypatch):
 
 def test_dropout_acts_on_all_modules_and_not_in_evaluation():
     layer = SRUppLayer(4, 3, 2, 0, dropout=0.5)
-    block = MacaronBlock(layer, 4, d_ffn=3, num_heads=2, dropout=0.5, attention_dropout=0.5)
+    block = ResidualBlock(layer, 4, d_ffn=3, num_heads=2, dropout=0.5, attention_dropout=0.5)
     x = torch.randn(3, 2, 4)
     modules = [
-        block.first,
-        block.last,
+        block.feed_forward,
         lambda x: block.recurrent(x)[0],
         block.attention,
         block.drop,
@@ -194,7 +193,7 @@ def test_modules_of_other_sizes_are_refused():
 @pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4), (1, 1, 4)], ids=str)
 def test_nothing_to_do(shape):
     x = torch.randn(shape, requires_grad=True)
-    y, c_n = MacaronBlock(SRUppLayer(4, 3, 2, 0), 4, d_ffn=3, num_heads=2)(x)
+    y, c_n = ResidualBlock(SRUppLayer(4, 3, 2, 0), 4, d_ffn=3, num_heads=2)(x)
     assert y.shape == shape
     assert c_n.shape == (shape[1], 6)
     y.sum().backward()

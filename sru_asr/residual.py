@@ -1,4 +1,4 @@
-"""The Conformer's block, with a recurrence in place of its convolution."""
+"""The residual block of speech encoders, around a recurrence."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from sru_asr.srupp import SRUppLayer
 from sru_asr.transforms import transformed
 
 
-class MacaronBlock(nn.Module):
-    """Residual modules around a recurrence: two halves of a feed-forward module outside, as in the
-    Conformer.
+class ResidualBlock(nn.Module):
+    """Residual modules: attention, recurrence and feed-forward module.
 
     ::
 
-        x = x + 1/2 FFN(x)
         x = x + W a,   a = multi-head attention of LayerNorm(x)       with num_heads only
         x = x + W h,   h = SRU of LayerNorm(x)
-        x = x + 1/2 FFN(x)
+        x = x + FFN(x)
 
     No positions are encoded: the recurrence carries order. What each module adds is dropped out
-    with one mask for a whole sequence, as in the recurrence. Gulati et al., "Conformer:
-    Convolution-augmented Transformer for Speech Recognition", Interspeech 2020, section 2, has the
-    order of things; the recurrence, which knows both sides of a step, stands for its convolution.
+    with one mask for a whole sequence, as in the recurrence. It is the block of Vaswani et al.,
+    "Attention Is All You Need", NIPS 2017, with normalisation inside the modules and the
+    recurrence, which knows both sides of a step, where Gulati et al., "Conformer:
+    Convolution-augmented Transformer for Speech Recognition", Interspeech 2020, have a convolution.
 
     Parameters
     ----------
@@ -37,11 +36,11 @@ class MacaronBlock(nn.Module):
     size : int
         Features of input and output.
     d_ffn : int
-        Features inside a feed-forward module.
+        Features inside the feed-forward module.
     num_heads : int
         Attention heads; must divide ``size``. 0 for a block without attention.
     dropout : float
-        Dropout probability of what each module adds, and inside feed-forward modules.
+        Dropout probability of what each module adds, and inside the feed-forward module.
     attention_dropout : float
         Dropout probability of the attention weights.
     window : int, optional
@@ -50,9 +49,9 @@ class MacaronBlock(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sru_asr.macaron import MacaronBlock
+    >>> from sru_asr.residual import ResidualBlock
     >>> from sru_asr.srupp import SRUppLayer
-    >>> block = MacaronBlock(SRUppLayer(16, 8, 4, num_heads=0), 16, d_ffn=32, num_heads=2)
+    >>> block = ResidualBlock(SRUppLayer(16, 8, 4, num_heads=0), 16, d_ffn=32, num_heads=2)
     >>> y, c_n = block(torch.randn(5, 3, 16))
     >>> y.shape, c_n.shape
     (torch.Size([5, 3, 16]), torch.Size([3, 16]))
@@ -69,14 +68,13 @@ class MacaronBlock(nn.Module):
         window: int | None = None,
     ) -> None:
         super().__init__()
-        self.first = FeedForward(size, d_ffn, dropout)
         self.attention = (
             SelfAttention(size, num_heads, attention_dropout, window) if num_heads else None
         )
         self.norm = nn.LayerNorm(size)
         self.recurrent = recurrent
         self.output = nn.Linear(recurrent.width, size)
-        self.last = FeedForward(size, d_ffn, dropout)
+        self.feed_forward = FeedForward(size, d_ffn, dropout)
         self.drop = SequenceDropout(dropout)
 
     def forward(
@@ -100,12 +98,11 @@ class MacaronBlock(nn.Module):
             Padded steps exactly 0.
         c_n : Tensor, shape (B, D)
         """
-        x = torch.add(x, self.first(x), alpha=0.5)
         if self.attention is not None:
             x = x + self.drop(self.attention(x, attend))
         h, c_n = self.recurrent(self.norm(x), c0, lengths)
         x = x + self.drop(self.output(h))
-        x = torch.add(x, self.last(x), alpha=0.5)
+        x = x + self.feed_forward(x)
         if lengths is not None:
             x = x.masked_fill(padding_mask(lengths, x.shape[0]).T[:, :, None], 0)
         return x, c_n
@@ -129,7 +126,7 @@ class FeedForward(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sru_asr.macaron import FeedForward
+    >>> from sru_asr.residual import FeedForward
     >>> FeedForward(16, 64)(torch.randn(5, 3, 16)).shape
     torch.Size([5, 3, 16])
     """
@@ -183,7 +180,7 @@ class SelfAttention(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sru_asr.macaron import SelfAttention
+    >>> from sru_asr.residual import SelfAttention
     >>> SelfAttention(16, num_heads=4)(torch.randn(5, 3, 16)).shape
     torch.Size([5, 3, 16])
     """
@@ -247,7 +244,7 @@ class SequenceDropout(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sru_asr.macaron import SequenceDropout
+    >>> from sru_asr.residual import SequenceDropout
     >>> kept = SequenceDropout(0.5)(torch.ones(5, 3, 16))
     >>> bool((kept == kept[0]).all())
     True
