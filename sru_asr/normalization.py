@@ -131,9 +131,11 @@ class FeatureNormalization(nn.Module):
     @torch.no_grad()
     def _gather(self, n: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Take a batch's recordings, of n frames each, into the training data's statistics."""
-        n = torch.cat([self.count.view(1, 1), n.detach()])
-        mean = torch.cat([self.mean[None], mean.detach()])
-        variance = torch.cat([self.variance[None], variance.detach()])
+        # One that is not finite stops the run, but not the one that goes on from its checkpoint.
+        finite = variance.isfinite().all(1, keepdim=True)
+        n = torch.cat([self.count.view(1, 1), n.detach() * finite])
+        mean = torch.cat([self.mean[None], mean.detach().where(finite, 0)])
+        variance = torch.cat([self.variance[None], variance.detach().where(finite, 0)])
         total = n.sum()
         share = n / total.clamp(min=1)
         pooled = (share * mean).sum(0)

@@ -47,6 +47,10 @@ def test_without_statistics_or_weight_it_is_normalisation_by_sentence(prior_fram
     x, lengths = torch.randn(2, 40, 3) + 2, torch.tensor([1.0, 0.5])
     by_sentence = InputNormalization(norm_type="sentence")(x, lengths)
     found = normalize(x, lengths)
+    for b, n in enumerate((40, 20)):
+        frames = x[b, :n]
+        expected = (frames - frames.mean(0)) / frames.std(0, correction=0)
+        torch.testing.assert_close(found[b, :n], expected)
     # SpeechBrain's has one degree of freedom less in some versions.
     torch.testing.assert_close(found[0], by_sentence[0], rtol=0.03, atol=1e-3)
     torch.testing.assert_close(found[1, :20], by_sentence[1, :20], rtol=0.03, atol=1e-3)
@@ -101,8 +105,30 @@ def test_a_first_batch_without_frames_leaves_none():
 def test_silence_is_finite():
     x = torch.zeros(1, 5, 3)
     assert FeatureNormalization(3).eval()(x).eq(0).all()
-    normalize, _ = trained()
-    assert normalize(x).isfinite().all()
+    normalize, data = trained(prior_frames=200)
+    both = torch.cat([x[0], data])
+    expected = -both.mean(0) / both.std(0, correction=0)
+    torch.testing.assert_close(normalize(x), expected.expand_as(x))
+
+
+def test_a_recording_that_is_not_finite_stays_out_of_the_statistics():
+    """The run stops at its loss; the checkpoint that is saved then has to be of use."""
+    torch.manual_seed(0)
+    normalize, other = FeatureNormalization(3), FeatureNormalization(3)
+    x = torch.randn(3, 9, 3) + 2
+    other(x[:1], epoch=1)
+    x[1, 4, 0], x[2, 5, 1] = torch.nan, torch.inf
+    found = normalize(x, epoch=1)
+    assert found[0].isfinite().all() and found[1, :, 0].isnan().all()  # not hidden either
+    for name, value in normalize.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name])
+
+
+def test_a_sequence_without_frames_has_a_gradient_of_zero():
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    y = FeatureNormalization(3)(x, torch.tensor([1.0, 0.0]))
+    (y * torch.randn_like(y)).sum().backward()
+    assert x.grad[0].ne(0).any() and x.grad[1].eq(0).all()
 
 
 def test_statistics_are_part_of_the_state():
