@@ -131,7 +131,7 @@ def make_model(experiment, yaml):
             if output in hparams:
                 hparams[output].w.weight.mul_(8)
     if isinstance(hparams["normalize"], FeatureNormalization):
-        hparams["normalize"](10 * torch.randn(2, 50, 40) - 20, epoch=1)
+        hparams["normalize"](hparams["features"](0.1 * torch.randn(2, 8000)), epoch=1)
     (experiment / "hyperparams.yaml").write_text(resolve_references(yaml).getvalue())
     train_tokenizer(experiment / "tokenizer.model", ["ABC DE"], vocab_size=9)
     export_model(
