@@ -172,8 +172,11 @@ class Training:
 
     def encoder_step(self, batch: PaddedBatch) -> Callable[[], None]:
         """Compute features of a batch, and return the encoder's forward and backward pass."""
+        training = self.model.training
+        self.model.eval()  # so that no statistics of the features are gathered
         with torch.no_grad():
             src, lengths = self.model.encoder.subsampled_features(*batch.sig)
+        self.model.train(training)
         src.requires_grad_()
         outer: Tensor | None = None
 
