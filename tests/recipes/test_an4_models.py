@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,14 +24,14 @@ CORPUS_OPTIONS = {
 MODELS = ["srupp_ctc_attention", "srupp_ctc", "sru_ctc", "conformer_ctc_attention"]
 
 
+def load(name: str, folder: Path, overrides: str = "") -> dict[str, Any]:
+    folders = f"data_folder: {folder}\noutput_folder: {folder}\n"
+    return load_hparams(str(ROOT / f"hparams/an4/{name}.yaml"), folders + overrides, CORPUS_OPTIONS)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_model_is_the_readmes_and_learns(name: str, tmp_path: Path) -> None:
-    hparams = load_hparams(
-        str(ROOT / f"hparams/an4/{name}.yaml"),
-        f"data_folder: {tmp_path}\noutput_folder: {tmp_path}",
-        CORPUS_OPTIONS,
-    )
-    model = hparams["model"]
+    model = load(name, tmp_path)["model"]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     (stated,) = re.findall(rf"^\| `{name}\.yaml` .*\| ([\d.]+) M \|$", README, re.MULTILINE)
     assert parameters / 1e6 == pytest.approx(float(stated), abs=0.006)
@@ -46,3 +47,20 @@ def test_model_is_the_readmes_and_learns(name: str, tmp_path: Path) -> None:
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # Attention inside the projection begins with its scale at 0.
     assert all(re.search(r"key_value|pos_bias|linear_pos", n) for n in idle), idle
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_views_of_an_utterance_differ_only_in_masks(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    feats = 1 + torch.rand(3, 60, 80)  # never 0, which masks are
+    lengths = torch.ones(3)
+    assert len(load(name, tmp_path)["fea_augment"](feats, lengths)[0]) == 3
+    hparams = load(name, tmp_path, "views: 2")
+    warped, lengths = hparams["fea_augment"](feats, lengths)
+    first, second = warped.chunk(2)
+    assert len(first) == 3 and lengths[:3].equal(lengths[3:])
+    masked = [view == 0 for view in (first, second)]
+    assert not masked[0].equal(masked[1])
+    seen = ~(masked[0] | masked[1])
+    assert first[seen].equal(second[seen]) and seen.sum() > 1000
+    assert hparams["consistency_weight"] == 0.2
