@@ -336,8 +336,8 @@ class Views:
     """
 
     def __init__(self, count: int = 2) -> None:
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"count must be a whole number from 1 on, got {count}")
         self.count = count
 
     def __call__(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

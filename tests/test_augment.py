@@ -226,6 +226,7 @@ def test_concatenation_refuses_a_tokenizer_without_a_space(tmp_path) -> None:
         (lambda: SpecAugment(time_share=-0.1), "time_share"),
         (lambda: SpecAugment(time_longest=0), "time_longest"),
         (lambda: Views(0), "count"),
+        (lambda: Views(1.5), "count"),  # type: ignore[arg-type]
         (lambda: Concatenation(None, most=1), "most"),  # type: ignore[arg-type]
     ],
 )
