@@ -1,12 +1,14 @@
 """How models' errors, memory and time grow with the length of a recording.
 
     python benchmarks/long_recordings.py MODEL_DIR [MODEL_DIR ...] --csv test.csv \\
-        [--data_root DIR] [--label NAME ...] [--factors 1 2 5 10 20] [--decoder greedy]
+        [--data_root DIR] [--label NAME ...] [--factors 1 2 5 10 20] \\
+        [--decoder greedy | --ctc_weight 0.7]
 
 Utterances of a test set are joined, k to a recording, for each factor k: the words stay the same,
 every one counts once, and only the length changes. Each model and factor has a process of its own,
 so that its peak memory is that of these recordings. Recordings are transcribed one at a time, by
-the model's own decoder or, to compare encoders alone, by greedy CTC.
+the model's own decoder, its joint search with another weight of CTC or, to compare encoders alone,
+greedy CTC.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from peak import in_fresh_process, peak_memory
 from tqdm import tqdm
 
 from sru_asr.audio import AudioError, read_audio
+from sru_asr.decode.choice import DecoderError, make_searcher
 from sru_asr.files import atomically, write_atomically
 from sru_asr.manifest import ManifestError, Utterance, check_manifest
 from sru_asr.model_folder import ModelFolderError
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 FACTORS = (1, 2, 5, 10, 20)
 MIB = 2**20
+SETTINGS = ("factors", "gap", "seed", "decoder", "ctc_weight")
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,20 @@ def load(folder: str, args: argparse.Namespace) -> Transcriber:
     ------
     ModelFolderError
         When it is no model folder, or has no CTC output to decode greedily.
+    DecoderError
+        When a weight of CTC is given and it has no joint search, or takes no such weight.
     """
     # Whole, however long: it is the model that is measured here.
     transcriber = Transcriber(folder, args.device, window_seconds=math.inf)
+    model = transcriber.model
     if args.decoder == "greedy":
         _decode_greedily(transcriber, folder)
+    elif args.ctc_weight is not None:
+        try:
+            searcher = make_searcher(model, "joint", ctc_weight=args.ctc_weight)
+        except DecoderError as error:
+            raise DecoderError(f"model folder {folder}: {error}") from None
+        model.mods["decoder"] = searcher.to(model.device).eval()
     return transcriber
 
 
@@ -314,7 +327,7 @@ def report(runs: Runs, models: dict[str, dict[str, Any]], args: argparse.Namespa
         "build": build(),
         "tf32": args.tf32,
         "manifest": args.csv.name,
-        "settings": {name: getattr(args, name) for name in ("factors", "gap", "seed", "decoder")},
+        "settings": {name: getattr(args, name) for name in SETTINGS},
         "models": models,
         "runs": [
             {
@@ -333,7 +346,8 @@ def report(runs: Runs, models: dict[str, dict[str, Any]], args: argparse.Namespa
         ],
     }
     where = host.get("gpu") or f"{host['cpu']}, {host['threads']} thread(s)"
-    text = f"long_recordings: {where}, PyTorch {torch.__version__}\n"
+    weight = "" if args.ctc_weight is None else f", CTC weight {args.ctc_weight:g}"
+    text = f"long_recordings: {where}, PyTorch {torch.__version__}{weight}\n"
     text += "".join(
         f"  {label}: {m['parameters'] / 1e6:.2f} M parameters, {m['decoder']}\n"
         for label, m in models.items()
@@ -386,6 +400,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--decoder", choices=("own", "greedy"), default="own", help="the model's, or greedy CTC"
     )
+    p.add_argument(
+        "--ctc_weight", type=float, help="of joint searches; by default that of each model folder"
+    )
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--threads", type=int, default=1, help="CPU threads; several: if all are free")
     p.add_argument("--tf32", action="store_true", help="let fp32 products on a GPU be TF32")
@@ -396,6 +413,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         p.error(f"--factors: found {args.factors[0]}, expected 1 or more")
     if not 0 <= args.gap < float("inf"):
         p.error(f"--gap: found {args.gap:g}, expected seconds of silence")
+    if args.ctc_weight is not None and args.decoder == "greedy":
+        p.error(f"--ctc_weight: found {args.ctc_weight:g} with --decoder greedy, expected one")
     try:
         args.label = labels(args.models, args.label)
     except ValueError as error:
@@ -427,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     try:
         run(args)
-    except (ManifestError, AudioError, ModelFolderError) as error:
+    except (ManifestError, AudioError, DecoderError, ModelFolderError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

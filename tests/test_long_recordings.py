@@ -155,6 +155,36 @@ def test_greedy_decoder_reads_the_ctc_output_of_any_model(run, models, manifest)
 
 
 @pytest.mark.usefixtures("here")
+def test_weight_of_ctc_is_that_of_the_search(
+    run, models, manifest, benchmark, monkeypatch, tmp_path
+):
+    loaded = []
+    load = benchmark.load
+    monkeypatch.setattr(benchmark, "load", lambda *given: loaded.append(load(*given)) or loaded[-1])
+    record = run(models["joint"], options=("--factors", "3", "--ctc_weight", "0.85"))
+
+    searchers = [transcriber.model.mods["decoder"] for transcriber in loaded]
+    assert [searcher.ctc_weight for searcher in searchers] == [0.85, 0.85]
+    own = Transcriber(models["joint"]).model.mods.decoder
+    assert own.ctc_weight != 0.85
+    assert {searcher.beam_size for searcher in searchers} == {own.beam_size}
+    assert record["settings"]["ctc_weight"] == 0.85
+    assert "CTC weight 0.85" in (tmp_path / "long_recordings_cpu.txt").read_text()
+    for recording in record["runs"][0]["recordings"]:
+        joined = [read_audio(manifest.parent / f"{n}.wav") for n in recording["id"].split("+")]
+        (transcript,) = loaded[-1].transcribe([torch.cat(joined)])
+        assert recording["hypothesis"] == transcript.text
+
+
+@pytest.mark.usefixtures("here")
+def test_weight_of_ctc_needs_a_joint_search(run, models):
+    with pytest.raises(SystemExit, match="model folder .*: decoder joint: found a model folder"):
+        run(models["ctc"], options=("--ctc_weight", "0.5"))
+    with pytest.raises(SystemExit, match=r"model folder .*: .*ctc_weight must be between 0 and 1"):
+        run(models["joint"], options=("--ctc_weight", "1.5"))
+
+
+@pytest.mark.usefixtures("here")
 def test_gap_lengthens_recordings_between_their_utterances(run, models):
     record = run(models["ctc"], options=("--factors", "1", "3", "--gap", "0.5", "--label", "a"))
     by_factor = runs_of(record, "a")
@@ -213,7 +243,7 @@ def test_greedy_decoder_needs_a_ctc_output(benchmark, models, monkeypatch):
         return transcriber
 
     monkeypatch.setattr(benchmark, "Transcriber", without_output)
-    args = argparse.Namespace(decoder="greedy", device="cpu")
+    args = argparse.Namespace(decoder="greedy", ctc_weight=None, device="cpu")
     with pytest.raises(benchmark.ModelFolderError, match="found no modules.ctc_output"):
         benchmark.load(str(models["joint"]), args)
 
@@ -224,6 +254,7 @@ def test_greedy_decoder_needs_a_ctc_output(benchmark, models, monkeypatch):
     [
         (["--factors", "0"], "--factors: found 0, expected 1 or more"),
         (["--gap", "-1"], "--gap: found -1"),
+        (["--ctc_weight", "0.5", "--decoder", "greedy"], "--ctc_weight: found 0.5 with --decoder"),
         (["--label", "a", "b"], "--label: found 2 names, expected one for each model"),
         (["--csv", "nowhere.csv"], "nowhere.csv: does not exist"),
     ],
