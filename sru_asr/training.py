@@ -83,6 +83,7 @@ REQUIRED = {
 OPTIONAL = {
     "test_csv",  # one manifest, or names of test sets and their manifests
     "text_normalization",  # of all transcripts: see NORMALIZATIONS
+    "finish",  # settings of a second training, which starts from the model of the first
     "pretrained",  # a model folder whose weights training starts from
     "pretrained_tokenizer",  # old: that folder's; new, the default: made from the transcripts
     "ctc_weight",
@@ -130,6 +131,11 @@ def run_recipe(
     Killed at any moment and called again with the same arguments, it goes on from the last
     checkpoint.
 
+    A YAML may have settings of a second training in ``finish``, such as other augmentation and a
+    smaller learning rate. It starts from the model of the first, which is trained with the other
+    settings and is in ``<output_folder>/first`` with scores of its own. ``--finish=null`` leaves
+    the second out.
+
     Parameters
     ----------
     arguments : list of str
@@ -155,8 +161,104 @@ def run_recipe(
     """
     hparams_file, run_opts, text = sb.parse_arguments(arguments)
     overrides = complete_overrides(hparams_file, text, corpus_options, settings)
-    hparams = load_hparams(hparams_file, overrides, corpus_options)
+    first, last = split_finish(hparams_file, overrides)
+    # What is wrong with the second shows before the first takes its hours.
+    hparams = load_hparams(hparams_file, last, corpus_options)
     ddp_init_group(run_opts)
+    if first is not None and not hparams["checkpointer"].list_checkpoints():
+        before = load_hparams(hparams_file, first, corpus_options)
+        train(hparams_file, first, before, run_opts, prepare)
+        # Seeded as for a training by itself.
+        hparams = load_hparams(hparams_file, last, corpus_options)
+    elif first is not None and Path(first["output_folder"]).is_dir():
+        run_on_main(check_same_first, [load_hparams(hparams_file, first, corpus_options)])
+    return train(hparams_file, last, hparams, run_opts, prepare)
+
+
+def split_finish(
+    path: str, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Make overrides of two trainings where a YAML has ``finish``.
+
+    Parameters
+    ----------
+    path : str
+        The YAML.
+    overrides : mapping
+
+    Returns
+    -------
+    first : dict or None
+        Overrides of the training that comes before, None without one.
+    last : dict
+        Those of the last, or only, training.
+
+    Raises
+    ------
+    RecipeError
+        When ``finish`` is no mapping, or says where the training starts or writes.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    with _naming(path, text):
+        tree = YAML().load(resolve_references(text, dict(overrides), overrides_must_match=True))
+    finish = tree.get("finish")
+    if finish is None:
+        return None, dict(overrides)
+    own = {"finish", "pretrained", "output_folder", "save_folder", "seed"}
+    if not isinstance(finish, Mapping) or own & finish.keys() or "pretrained" not in tree:
+        raise RecipeError(
+            f"{path}: finish: found {finish if isinstance(finish, str) else json.dumps(finish)}, "
+            "expected settings of the training, which change after the first part of it, other "
+            f"than {', '.join(sorted(own))}; and the option pretrained in the YAML"
+        )
+    folder = Path(tree["output_folder"], "first")
+    first = {**overrides, "finish": None, "output_folder": str(folder)}
+    return first, {**overrides, **finish, "finish": None, "pretrained": str(folder / "model")}
+
+
+def check_same_first(hparams: dict[str, Any]) -> None:
+    """Refuse to go on with a second training whose first has had other settings.
+
+    Parameters
+    ----------
+    hparams : dict
+        Settings of the first, whose checkpoints may be gone by now.
+
+    Raises
+    ------
+    RecipeError
+        Naming the settings that differ.
+    """
+    path = Path(hparams["save_folder"], "settings.json")
+    if path.exists():
+        try:
+            check_same_run(hparams, path)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+
+
+def train(
+    hparams_file: str,
+    overrides: dict[str, Any],
+    hparams: dict[str, Any],
+    run_opts: dict[str, Any],
+    prepare: Callable[[dict[str, Any]], None],
+) -> dict[str, Score]:
+    """Run one training of a recipe; see `run_recipe`.
+
+    Parameters
+    ----------
+    hparams_file : str
+        The YAML.
+    overrides : dict
+        What it is loaded with.
+    hparams : dict
+        What that gave.
+    run_opts : dict
+        SpeechBrain's options of the command line.
+    prepare : callable
+        See `run_recipe`.
+    """
     folder, save = Path(hparams["output_folder"]), Path(hparams["save_folder"])
     tokenizer_file = save / "tokenizer.model"
     try:
