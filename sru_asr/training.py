@@ -165,13 +165,16 @@ def run_recipe(
     # What is wrong with the second shows before the first takes its hours.
     hparams = load_hparams(hparams_file, last, corpus_options)
     ddp_init_group(run_opts)
-    if first is not None and not hparams["checkpointer"].list_checkpoints():
+    run_on_main(check_folder, [hparams, name_of(hparams_file)])
+    begun = bool(hparams["checkpointer"].list_checkpoints())
+    # Once the second has begun, the folder of the first may go.
+    if first is not None and (not begun or Path(first["output_folder"]).is_dir()):
         before = load_hparams(hparams_file, first, corpus_options)
-        train(hparams_file, first, before, run_opts, prepare)
-        # Seeded as for a training by itself.
-        hparams = load_hparams(hparams_file, last, corpus_options)
-    elif first is not None and Path(first["output_folder"]).is_dir():
-        run_on_main(check_same_first, [load_hparams(hparams_file, first, corpus_options)])
+        run_on_main(check_folder, [before, name_of(hparams_file)])
+        if not begun:
+            train(hparams_file, first, before, run_opts, prepare)
+            # Seeded as for a training by itself.
+            hparams = load_hparams(hparams_file, last, corpus_options)
     return train(hparams_file, last, hparams, run_opts, prepare)
 
 
@@ -216,27 +219,6 @@ def split_finish(
     return first, {**overrides, **finish, "finish": None, "pretrained": str(folder / "model")}
 
 
-def check_same_first(hparams: dict[str, Any]) -> None:
-    """Refuse to go on with a second training whose first has had other settings.
-
-    Parameters
-    ----------
-    hparams : dict
-        Settings of the first, whose checkpoints may be gone by now.
-
-    Raises
-    ------
-    RecipeError
-        Naming the settings that differ.
-    """
-    path = Path(hparams["save_folder"], "settings.json")
-    if path.exists():
-        try:
-            check_same_run(hparams, path)
-        except ValueError as error:
-            raise RecipeError(str(error)) from error
-
-
 def train(
     hparams_file: str,
     overrides: dict[str, Any],
@@ -263,9 +245,6 @@ def train(
     tokenizer_file = save / "tokenizer.model"
     try:
         check_inference(hparams["inference"])
-        experiment = "/".join(Path(hparams_file).absolute().parts[-2:])
-        # First of all: even the folder's hyperparams.yaml would be another run's.
-        run_on_main(check_same_run, [hparams, save / "settings.json", experiment])
         run_on_main(forget_failed_start, [save])
         sb.create_experiment_directory(str(folder), hparams_file, overrides)
         run_on_main(prepare, [hparams])
@@ -306,7 +285,7 @@ def train(
             for split in loaders
             if split != "train"
         }
-        run_on_main(note_training, [hparams, experiment, utterances["train"], scores])
+        run_on_main(note_training, [hparams, name_of(hparams_file), utterances["train"], scores])
         return scores
     except NonFiniteLoss as error:
         raise RecipeError(str(error)) from error
@@ -314,6 +293,25 @@ def train(
         # From a loader's process it comes with that process's traceback around it.
         reason = str(error).strip().splitlines()[-1].split("AudioError: ")[-1]
         raise RecipeError(f"{reason}; run again to go on from the last checkpoint") from error
+
+
+def name_of(hparams_file: str) -> str:
+    """Name an experiment: its YAML and the folder that is in."""
+    return "/".join(Path(hparams_file).absolute().parts[-2:])
+
+
+def check_folder(hparams: dict[str, Any], experiment: str) -> None:
+    """Refuse another run's output folder, before anything in it is changed.
+
+    Raises
+    ------
+    RecipeError
+        See `check_same_run`.
+    """
+    try:
+        check_same_run(hparams, Path(hparams["save_folder"], "settings.json"), experiment)
+    except (ValueError, OSError) as error:
+        raise RecipeError(str(error)) from error
 
 
 def check_same_run(hparams: dict[str, Any], path: Path, experiment: str = "") -> None:

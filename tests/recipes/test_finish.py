@@ -81,6 +81,17 @@ def test_settings_of_the_first_may_not_change_under_the_finish(
     assert "results/demo/first holds a run with lr 0.002 (now 0.003)" in done.stderr
 
 
+def test_another_runs_folder_is_refused_before_the_first_training(
+    trained: Path, tmp_path: Path
+) -> None:
+    write_yaml(tmp_path)
+    shutil.copytree(trained / "results", tmp_path / "results")
+    done = train(trained, tmp_path)
+    assert done.returncode == 2
+    assert re.search(r"results/demo holds a run with commands/srupp_ctc.yaml \(now ", done.stderr)
+    assert not (tmp_path / "results/demo/first").exists()
+
+
 @pytest.mark.slow
 def test_the_finish_needs_the_first_ones_folder_only_to_start(
     trained: Path, finished: Path, tmp_path: Path

@@ -497,12 +497,14 @@ def test_texts_that_are_none_are_named(tmp_path: Path, content: bytes | None, fo
 @pytest.mark.parametrize("options", [(), ("--precision=bf16",)])
 def test_an4_runs_end_to_end_with_joint_search(tmp_path: Path, options: tuple[str, ...]) -> None:
     arguments = {"data_folder": AN4, "output_folder": "results", **SMALL_AN4, "beam_size": 2}
+    arguments["finish"] = "{number_of_epochs: 1}"
     done = run(recipe("AN4", "an4/srupp_ctc_attention.yaml", arguments, *options), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     score = json.loads((tmp_path / "results/score_valid.json").read_text())
     assert score["utterances"] == 103
     assert score["decoder"] == "JointBeamSearcher"
     assert (tmp_path / "results/model/hyperparams.yaml").is_file()
+    assert (tmp_path / "results/first/score_valid_ngram.json").is_file()
 
 
 @pytest.mark.slow
