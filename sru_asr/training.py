@@ -207,13 +207,18 @@ def split_finish(
     finish = tree.get("finish")
     if finish is None:
         return None, dict(overrides)
-    own = {"finish", "pretrained", "output_folder", "save_folder", "seed"}
-    if not isinstance(finish, Mapping) or own & finish.keys() or "pretrained" not in tree:
+    if not isinstance(finish, Mapping):
         raise RecipeError(
-            f"{path}: finish: found {finish if isinstance(finish, str) else json.dumps(finish)}, "
-            "expected settings of the training, which change after the first part of it, other "
-            f"than {', '.join(sorted(own))}; and the option pretrained in the YAML"
+            f"{path}: finish: found {finish}, expected settings of a second training, or null"
         )
+    shared = {"finish", "pretrained", "output_folder", "save_folder", "seed"} & finish.keys()
+    if shared:
+        raise RecipeError(
+            f"{path}: finish: found {', '.join(sorted(shared))}, expected settings that differ "
+            "between the two trainings"
+        )
+    if "pretrained" not in tree:
+        raise RecipeError(f"{path}: finish needs the option pretrained, such as pretrained: null")
     folder = Path(tree["output_folder"], "first")
     first = {**overrides, "finish": None, "output_folder": str(folder)}
     return first, {**overrides, **finish, "finish": None, "pretrained": str(folder / "model")}
@@ -239,6 +244,15 @@ def train(
     run_opts : dict
         SpeechBrain's options of the command line.
     prepare : callable
+        See `run_recipe`.
+
+    Returns
+    -------
+    dict of str to Score
+
+    Raises
+    ------
+    RecipeError
         See `run_recipe`.
     """
     folder, save = Path(hparams["output_folder"]), Path(hparams["save_folder"])

@@ -144,9 +144,15 @@ def test_overrides_reach_the_first_training_and_those_of_the_finish_the_second(
 @pytest.mark.parametrize(
     ("more", "found"),
     [
-        ("pretrained: null\nfinish: now\n", "found now, expected settings"),
-        ("pretrained: null\nfinish: {seed: 2}\n", 'found {"seed": 2}, expected settings'),
-        ("finish: {lr: 0.1}\n", "and the option pretrained in the YAML"),
+        (
+            "pretrained: null\nfinish: now\n",
+            "finish: found now, expected settings of a second training",
+        ),
+        (
+            "pretrained: null\nfinish: {seed: 2}\n",
+            "finish: found seed, expected settings that differ",
+        ),
+        ("finish: {lr: 0.1}\n", "finish needs the option pretrained"),
     ],
 )
 def test_a_finish_that_cannot_be(tmp_path: Path, more: str, found: str) -> None:
