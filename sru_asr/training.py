@@ -24,6 +24,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
@@ -131,10 +132,10 @@ def run_recipe(
     Killed at any moment and called again with the same arguments, it goes on from the last
     checkpoint.
 
-    A YAML may have settings of a second training in ``finish``, such as other augmentation and a
-    smaller learning rate. It starts from the model of the first, which is trained with the other
-    settings and is in ``<output_folder>/first`` with scores of its own. ``--finish=null`` leaves
-    the second out.
+    A YAML may have settings of a second training in ``finish``, such as stronger augmentation and a
+    smaller learning rate: numbers, texts and lists. It starts from the model of the first, which is
+    trained without them and is in ``<output_folder>/first`` with scores of its own; once the second
+    has begun, the first is not prolonged any more. ``--finish=null`` leaves the second out.
 
     Parameters
     ----------
@@ -169,12 +170,13 @@ def run_recipe(
     begun = bool(hparams["checkpointer"].list_checkpoints())
     # Once the second has begun, the folder of the first may go.
     if first is not None and (not begun or Path(first["output_folder"]).is_dir()):
-        before = load_hparams(hparams_file, first, corpus_options)
-        run_on_main(check_folder, [before, name_of(hparams_file)])
+        earlier = load_hparams(hparams_file, first, corpus_options)
+        run_on_main(check_folder, [earlier, name_of(hparams_file)])
         if not begun:
-            train(hparams_file, first, before, run_opts, prepare)
+            train(hparams_file, first, earlier, run_opts, prepare)
             # Seeded as for a training by itself.
             hparams = load_hparams(hparams_file, last, corpus_options)
+        del earlier  # a model, and on a GPU its memory
     return train(hparams_file, last, hparams, run_opts, prepare)
 
 
@@ -199,29 +201,42 @@ def split_finish(
     Raises
     ------
     RecipeError
-        When ``finish`` is no mapping, or says where the training starts or writes.
+        When ``finish`` has other than plain settings, or says where the training starts or writes.
     """
     text = Path(path).read_text(encoding="utf-8")
     with _naming(path, text):
         tree = YAML().load(resolve_references(text, dict(overrides), overrides_must_match=True))
-    finish = tree.get("finish")
+    folders = ("output_folder", "save_folder")
+    if not tree.keys() >= {"finish", *folders}:
+        return None, dict(overrides)  # what is missing, load_hparams says
+    finish = tree["finish"]
     if finish is None:
         return None, dict(overrides)
     if not isinstance(finish, Mapping):
         raise RecipeError(
             f"{path}: finish: found {finish}, expected settings of a second training, or null"
         )
-    shared = {"finish", "pretrained", "output_folder", "save_folder", "seed"} & finish.keys()
-    if shared:
-        raise RecipeError(
-            f"{path}: finish: found {', '.join(sorted(shared))}, expected settings that differ "
-            "between the two trainings"
-        )
+    for key, value in finish.items():
+        if key in {"finish", "pretrained", "seed", *folders}:
+            raise RecipeError(
+                f"{path}: finish: found {key}, expected settings that differ between the trainings"
+            )
+        if not _is_plain(value) and value is not None:
+            # It would be merged into the object of that name.
+            raise RecipeError(
+                f"{path}: finish: found an object for {key}, expected a number, a text or a list"
+            )
     if "pretrained" not in tree:
         raise RecipeError(f"{path}: finish needs the option pretrained, such as pretrained: null")
-    folder = Path(tree["output_folder"], "first")
-    first = {**overrides, "finish": None, "output_folder": str(folder)}
-    return first, {**overrides, **finish, "finish": None, "pretrained": str(folder / "model")}
+    folder, save = (str(tree[key]) for key in folders)
+    if not save.startswith(f"{folder}/"):
+        raise RecipeError(
+            f"save_folder: found {save}, expected a folder in output_folder {folder}: the two "
+            "trainings keep their checkpoints apart; --finish=null makes it one training"
+        )
+    # As text: check_same_run knows by it what lies in the run's own folder.
+    first = {**overrides, "finish": None, "output_folder": f"{folder}/first"}
+    return first, {**overrides, **finish, "finish": None, "pretrained": f"{folder}/first/model"}
 
 
 def train(
@@ -860,9 +875,11 @@ def read_yaml(path: str, options: Collection[str]) -> str:
         raise RecipeError(f"{path}: no such file; expected a recipe's YAML under hparams/")
     text = Path(path).read_text(encoding="utf-8")
     try:
-        YAML().compose(text)
+        node = YAML().compose(text)
     except YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, MappingNode):
+        raise RecipeError(f"{path}: found no options, expected a recipe's YAML such as seed: 1")
     known = {*options, *re.findall(r"!ref\s.*?<(\w+)", text)}
     known |= set(re.findall(r"<(\w+)[>\[.]", text)) | {"__set_seed"}
     for key in _keys(text):

@@ -14,7 +14,7 @@ import torch
 from recipe_runs import ROOT, SMALL_COMMANDS, recipe, run
 
 from sru_asr.plot import read_train_log
-from sru_asr.training import RecipeError, split_finish
+from sru_asr.training import RecipeError, check_same_run, split_finish
 
 # With a learning rate of 0 a model stays what it started from.
 FINISH = "pretrained: null\nfinish:\n    lr: 0.0\n    number_of_epochs: 1\n"
@@ -152,12 +152,35 @@ def test_overrides_reach_the_first_training_and_those_of_the_finish_the_second(
             "pretrained: null\nfinish: {seed: 2}\n",
             "finish: found seed, expected settings that differ",
         ),
+        ("pretrained: null\nfinish: {model: !new:int {}}\n", "finish: found an object for model"),
         ("finish: {lr: 0.1}\n", "finish needs the option pretrained"),
     ],
 )
 def test_a_finish_that_cannot_be(tmp_path: Path, more: str, found: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(found)):
         split_finish(str(write_yaml(tmp_path, more)), {})
+
+
+def test_checkpoints_of_the_two_are_kept_apart(tmp_path: Path) -> None:
+    path = str(write_yaml(tmp_path))
+    with pytest.raises(RecipeError, match="save_folder: found elsewhere, expected a folder in out"):
+        split_finish(path, {"save_folder": "elsewhere"})
+
+
+@pytest.mark.parametrize("folder", ["out/", "./out"])
+def test_the_first_ones_folder_is_the_runs_own_however_it_is_spelt(
+    tmp_path: Path, folder: str
+) -> None:
+    _, last = split_finish(str(write_yaml(tmp_path)), {"output_folder": folder})
+    settings = {"output_folder": folder, "pretrained": last["pretrained"]}
+    check_same_run(settings, tmp_path / "settings.json")
+    assert "pretrained" not in (tmp_path / "settings.json").read_text()
+
+
+def test_what_else_is_wrong_with_a_yaml_is_for_others_to_say(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text("finish: {lr: 0.1}\n")
+    assert split_finish(str(path), {}) == (None, {})
 
 
 def test_an_unknown_setting_of_the_finish_shows_before_the_first_training(

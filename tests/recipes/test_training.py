@@ -201,6 +201,14 @@ def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     assert re.search(r"broken.yaml: not YAML: .*line 2", done.stderr)
 
 
+@pytest.mark.parametrize("text", ["", "- 1\n", "seed\n"])
+def test_a_yaml_without_options(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(training.RecipeError, match=r"odd.yaml: found no options, expected"):
+        training.read_yaml(str(path), ())
+
+
 def test_unknown_option_in_the_yaml_is_named(tmp_path: Path) -> None:
     text = (ROOT / "hparams/commands/srupp_ctc.yaml").read_text()
     (tmp_path / "typo.yaml").write_text(text + "\nnum_averaged_checkpoint: 7\n")
