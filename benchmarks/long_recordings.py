@@ -414,7 +414,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not 0 <= args.gap < float("inf"):
         p.error(f"--gap: found {args.gap:g}, expected seconds of silence")
     if args.ctc_weight is not None and args.decoder == "greedy":
-        p.error(f"--ctc_weight: found {args.ctc_weight:g} with --decoder greedy, expected one")
+        p.error(
+            f"--ctc_weight: found {args.ctc_weight:g} with --decoder greedy, which has no such "
+            "weight; expected one of the two options"
+        )
     try:
         args.label = labels(args.models, args.label)
     except ValueError as error:
